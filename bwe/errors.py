@@ -1,0 +1,35 @@
+"""What can go wrong for a user: one sentence each, and the exit code of the command line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BweError(Exception):
+    """Base of every error this package raises on purpose; ``str(exc)`` is the sentence shown to the user."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class AudioError(BweError):
+    """An input file or array that cannot be used: missing, damaged, not audio, non-finite, of the wrong shape."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(BweError):
+    """A setting that does not exist or has the wrong type or value."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ModelError(BweError):
+    """A model that is unknown, damaged, refused, or does not fit its config."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class OutputError(BweError):
+    """An output that cannot be written: it exists already, the folder is missing, the disk is full."""
+
+    exit_code: ClassVar[int] = 4

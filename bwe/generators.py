@@ -1,0 +1,219 @@
+"""The SEANet/EBEN generator of this package: a PQMF U-Net that fills the band above a given cut-off.
+
+`SEANet` (Tagliasacchi et al. 2020, "SEANet: A multi-modal speech enhancement network"; Hauret et al. 2023, "EBEN: Extreme
+bandwidth extension network") with three things of its own:
+
+* every sub-band is divided by its own local level before the network and the levels are handed over as logarithms, so a
+  noise floor at -90 dBFS is as visible as a vowel at -20 dBFS;
+* the head predicts a texture and a log-gain for each sub-band, relative to the local level of the whole input: the output
+  spans 100 dB without the network having to, follows the input's level, and is silent where the input is; a third output
+  per sub-band scales the input's own content there (to lift a filter's skirt, or to cancel images and noise);
+* what the rectified input has in each sub-band (harmonics of the same pitch, or noise of the same envelope), whitened, is
+  offered as a texture.
+
+The known band is not the network's business: `y = x + highpass(G(x))`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from bwe import dsp
+from bwe.layers import MRF, Film, ResidualUnits, SubPixel, activate, conv, fold_weight_norm
+
+__all__ = ["SIZES", "SEANet", "fold_weight_norm"]
+
+# -100 dBFS: below any PCM-16 floor, so that filter residue and rounding noise are not blown up to full level.
+_LEVEL_FLOOR = 1e-5
+_LOG_GAIN_MAX = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Shape of a `SEANet`.
+
+    Attributes:
+        sample_rate: Hz, of input and output.
+        bands: sub-bands of the PQMF; `sample_rate / bands` is the trunk's rate.
+        channels: width of each level, first at the sub-band rate, last at the bottleneck.
+        strides: down-sampling between the levels, one fewer than `channels`.
+        blocks: residual convolutions in the bottleneck; their dilations cycle through `dilations`.
+        kernels: MRF kernels of each decoder level, top (sub-band rate) first.
+        dilations: dilations of MRF branches and, cycled, of the bottleneck.
+        encoder_dilations: dilations of the residual units of each encoder level.
+        level_frames: sub-band samples over which the local level is taken, every quarter of them.
+        excitation: offer the rectified input as additional bands.
+        conditioning: width of the cut-off embedding.
+        passthrough: keep the known band exactly (`y = x + highpass(G(x))`); off where the known band is damaged itself.
+    """
+
+    sample_rate: int = 48_000
+    bands: int = 24
+    channels: tuple[int, ...] = (48, 112, 224)
+    strides: tuple[int, ...] = (4, 4)
+    blocks: int = 6
+    kernels: tuple[tuple[int, ...], ...] = ((3,), (3,))
+    dilations: tuple[int, ...] = (1, 3, 9)
+    encoder_dilations: tuple[int, ...] = (1, 3)
+    level_frames: int = 32
+    excitation: bool = True
+    conditioning: int = 64
+    passthrough: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.strides) + 1 or len(self.kernels) != len(self.strides):
+            raise ValueError("a SEANet needs one more entry in channels than in strides, and as many kernels as strides")
+        if not all(1 <= c <= 4096 for c in self.channels) or not 1 <= self.bands <= 256 or not 0 <= self.blocks <= 64:
+            raise ValueError("a SEANet is limited to 4096 channels, 256 bands and 64 bottleneck blocks")
+        if self.sample_rate < 1000 or min(self.strides, default=1) < 2 or any(s % 2 for s in self.strides):
+            raise ValueError("a SEANet needs a sample rate of at least 1000 Hz and even strides")
+        if any(k % 2 == 0 for ks in self.kernels for k in ks):
+            raise ValueError("the kernels of a SEANet are odd")
+        if self.level_frames % 8 or math.prod(self.strides) % (self.level_frames // 4):
+            raise ValueError("level_frames of a SEANet is a multiple of 8 whose quarter divides the product of the strides")
+
+
+SIZES: dict[str, Config] = {
+    "S": Config(),
+    "B": Config(channels=(80, 192, 384), blocks=9, kernels=((3, 7), (3, 7)), encoder_dilations=(1, 3, 9)),
+    "tiny": Config(channels=(12, 16, 24), blocks=1, dilations=(1,), encoder_dilations=(1,), conditioning=8),
+}
+
+
+class _CutoffEmbedding(nn.Module):
+    """Fourier features of `cutoff / (sample_rate / 2)` through a two-layer network, `(B,)` -> `(B, conditioning)`."""
+
+    def __init__(self, sample_rate: int, width: int) -> None:
+        super().__init__()
+        self.nyquist = sample_rate / 2
+        self.register_buffer("frequencies", 2.0 ** torch.arange(6) * math.pi, persistent=False)
+        self.frequencies: Tensor
+        self.net = nn.Sequential(nn.Linear(12, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, cutoff_hz: Tensor) -> Tensor:
+        angle = (cutoff_hz / self.nyquist).float().unsqueeze(-1) * self.frequencies
+        out: Tensor = self.net(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        return out
+
+
+class SEANet(nn.Module):
+    """PQMF -> U-Net -> PQMF, then `y = x + highpass(G(x), cutoff)`.
+
+    Attributes:
+        config, sample_rate (Hz), hop (samples between bottleneck frames), receptive_field (samples on either side that can
+        change an output sample), causal (False: offline and chunked use), latency (samples; 0, as it is centred).
+    """
+
+    Config = Config
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = c = config or Config()
+        self.sample_rate = c.sample_rate
+        self.causal = False
+        self.latency = 0
+        self.hop = c.bands * math.prod(c.strides)
+
+        self.pqmf = dsp.PQMF(c.bands)
+        self.embedding = _CutoffEmbedding(c.sample_rate, c.conditioning)
+        inputs = c.bands * (3 if c.excitation else 2)
+        self.stem = conv(inputs, c.channels[0], 3)
+        levels = range(len(c.strides))
+        self.encoder = nn.ModuleList(ResidualUnits(c.channels[i], 3, c.encoder_dilations) for i in levels)
+        self.encoder_film = nn.ModuleList(Film(c.conditioning, c.channels[i]) for i in levels)
+        self.down = nn.ModuleList(
+            conv(c.channels[i], c.channels[i + 1], 2 * c.strides[i], stride=c.strides[i]) for i in levels
+        )
+        width = c.channels[-1]
+        cycle = [c.dilations[i % len(c.dilations)] for i in range(c.blocks)]
+        self.bottleneck = nn.ModuleList(MRF(width, (3,), (d,)) for d in cycle)
+        self.bottleneck_film = nn.ModuleList(Film(c.conditioning, width) for _ in cycle)
+        self.up = nn.ModuleList(SubPixel(c.channels[i + 1], c.channels[i], c.strides[i]) for i in levels)
+        self.decoder = nn.ModuleList(MRF(c.channels[i], c.kernels[i], c.dilations) for i in levels)
+        self.decoder_film = nn.ModuleList(Film(c.conditioning, c.channels[i]) for i in levels)
+        self.head = conv(c.channels[0], 3 * c.bands, 3, gain=0.1)
+        with torch.no_grad():
+            assert self.head.bias is not None
+            self.head.bias[c.bands : 2 * c.bands] = -4.0
+        self.texture_mix = nn.Parameter(torch.full((c.bands, 1), 1.0 if c.excitation else 0.0))
+
+        reach, rate = 2.0 + c.level_frames, 1
+        for units, block, stride in zip(self.encoder, self.decoder, c.strides, strict=True):
+            reach += rate * (units.reach + block.reach + 1.5 * stride)  # type: ignore[operator]
+            rate *= stride
+            reach += rate
+        reach += rate * sum(block.reach for block in self.bottleneck) + 3  # type: ignore[misc]
+        self.receptive_field = math.ceil(reach) * c.bands + 2 * self.pqmf.half
+        if c.passthrough:
+            self.receptive_field += dsp.splice_taps(c.sample_rate) // 2
+        self.to(memory_format=torch.channels_last)
+
+    def _whiten(self, bands: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, K, N)` -> the bands at unit local level, and that level in full scale, both `(B, K, N)`."""
+        window = self.config.level_frames
+        step = window // 4
+        # count_include_pad: beyond a clip's edge is silence, as in the zero padding of every convolution.
+        power = F.avg_pool1d(bands.square(), window, stride=step, padding=(window - step) // 2)
+        level = F.interpolate((power + _LEVEL_FLOOR**2).sqrt(), scale_factor=float(step), mode="linear")
+        return bands / level, level
+
+    def missing_band(self, x: Tensor, cutoff_hz: Tensor) -> Tensor:
+        """What the network puts out before the high-pass splice: `(B, 1, T)` with T a multiple of `hop`, same shape."""
+        c = self.config
+        bands = self.pqmf.analysis(x)
+        white, level = self._whiten(bands)
+        features = [white, level.log() * 0.2 + 1.6]
+        excitation: Tensor | float = 0.0
+        if c.excitation:
+            excitation, _ = self._whiten(self.pqmf.analysis(x.abs()))
+            features.append(excitation)
+        condition = self.embedding(cutoff_hz)
+        h = torch.cat(features, dim=1).unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h)
+        skips = []
+        for units, film, down in zip(self.encoder, self.encoder_film, self.down, strict=True):
+            h = units(film(h, condition))
+            skips.append(h)
+            h = down(activate(h))
+        for block, film in zip(self.bottleneck, self.bottleneck_film, strict=True):
+            h = block(film(h, condition))
+        for i in reversed(range(len(c.strides))):
+            h = self.up[i](activate(h)) + skips[i]
+            h = self.decoder[i](self.decoder_film[i](h, condition))
+        out = self.head(activate(h)).squeeze(2).float()
+        texture, log_gain, own = out.chunk(3, dim=1)
+        reference = (level.square().mean(dim=1, keepdim=True) - _LEVEL_FLOOR**2).clamp(min=0).sqrt()
+        gain = log_gain.clamp(max=_LOG_GAIN_MAX).exp() * reference
+        return self.pqmf.synthesis((texture + self.texture_mix * excitation) * gain + own * bands)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The head's weight, where the gradients of different losses are compared."""
+        weight = self.head.parametrizations.weight.original1 if is_parametrized(self.head) else self.head.weight  # type: ignore[union-attr,index]
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def forward(self, x: Tensor, cutoff_hz: Tensor) -> Tensor:
+        """Fills the band above the cut-off.
+
+        Args:
+            x: `(B, 1, T)` at `sample_rate`, any T >= 0, empty above the cut-off.
+            cutoff_hz: `(B,)` where the known band ends, in Hz.
+
+        Returns:
+            `(B, 1, T)`.
+        """
+        length = x.shape[-1]
+        if length == 0:
+            return x
+        cutoff_hz = cutoff_hz.to(device=x.device, dtype=torch.float32)
+        generated = self.missing_band(F.pad(x, (0, -length % self.hop)), cutoff_hz)[..., :length].float()
+        if not self.config.passthrough:
+            return generated
+        return x + dsp.splice_highpass(generated, self.sample_rate, cutoff_hz)

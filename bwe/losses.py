@@ -1,0 +1,190 @@
+"""Adversarial, feature and spectral losses, and the balancing of their gradients.
+
+Discriminator outputs are lists (one entry per sub-discriminator) of lists of feature maps whose last map is the score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import auraloss
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bwe import dsp
+
+Features = list[list[Tensor]]
+# The power floor of the LSD metric: a loss that stops above it never learns the noise floor that the metric sees.
+POWER_FLOOR = 1e-8
+
+
+def generator_adversarial(fake: Features, kind: Literal["hinge", "ls"] = "hinge") -> Tensor:
+    """What the generator minimises: `-mean D(y)` (hinge, Lim & Ye 2017) or `mean (1 - D(y))^2` (Mao et al. 2017, eq. 9)."""
+    if kind == "hinge":
+        return torch.stack([-maps[-1].float().mean() for maps in fake]).mean()
+    return torch.stack([(1 - maps[-1].float()).square().mean() for maps in fake]).mean()
+
+
+def discriminator_adversarial(real: Features, fake: Features, kind: Literal["hinge", "ls"] = "hinge") -> Tensor:
+    """What a discriminator minimises: `mean max(0, 1 - D(x)) + mean max(0, 1 + D(y))` (hinge), or
+    `mean (1 - D(x))^2 + mean D(y)^2` (least squares); the caller detaches y."""
+    terms = []
+    for r, f in zip(real, fake, strict=True):
+        score_r, score_f = r[-1].float(), f[-1].float()
+        if kind == "hinge":
+            terms.append(F.relu(1 - score_r).mean() + F.relu(1 + score_f).mean())
+        else:
+            terms.append((1 - score_r).square().mean() + score_f.square().mean())
+    return torch.stack(terms).mean()
+
+
+def feature_matching(real: Features, fake: Features) -> Tensor:
+    """Mean absolute feature difference over that of the reference features, all layers but the score.
+
+    Normalised by the reference (Defossez et al. 2022, EnCodec, eq. 2), so that larger generated features cannot lower it.
+    """
+    terms = [
+        (f.float() - r.detach().float()).abs().mean() / r.detach().float().abs().mean().clamp(min=1e-6)
+        for maps_r, maps_f in zip(real, fake, strict=True)
+        for r, f in zip(maps_r[:-1], maps_f[:-1], strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+class MultiResolutionSTFT(nn.Module):
+    """auraloss' multi-resolution STFT loss (Yamamoto et al. 2020), log-magnitude and optional spectral convergence, down
+    to the power floor of LSD; hops are a quarter of the windows."""
+
+    def __init__(self, fft_sizes: tuple[int, ...], spectral_convergence: float = 0.0) -> None:
+        super().__init__()
+        self.loss = auraloss.freq.MultiResolutionSTFTLoss(
+            fft_sizes=list(fft_sizes),
+            hop_sizes=[n // 4 for n in fft_sizes],
+            win_lengths=list(fft_sizes),
+            w_sc=spectral_convergence,
+            w_log_mag=1.0,
+            w_lin_mag=0.0,
+            eps=POWER_FLOOR,
+        )
+
+    def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
+        """`(B, 1, T)`, `(B, 1, T)` -> scalar, in nepers."""
+        loss: Tensor = self.loss(estimate, reference)
+        return loss
+
+
+class LogMel(nn.Module):
+    """L1 distance of log-mel spectrograms at several resolutions, in nepers of magnitude.
+
+    Each mel band's power is floored at what a band full of `POWER_FLOOR` would hold.
+    """
+
+    def __init__(self, sample_rate: int, resolutions: tuple[tuple[int, int], ...]) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.resolutions = resolutions
+
+    def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
+        """`(B, 1, T)`, `(B, 1, T)` -> scalar."""
+        terms = []
+        for n_fft, n_mels in self.resolutions:
+            bank = dsp.mel_filterbank(self.sample_rate, n_fft, n_mels).to(estimate.device)
+            floor = bank.sum(0).clamp(min=1.0)[:, None] * POWER_FLOOR
+            logs = [
+                (bank.T @ dsp.power_spectrogram(x, n_fft, n_fft // 4) + floor).log() for x in (estimate, reference)
+            ]
+            terms.append((logs[0] - logs[1]).abs().mean() / 2)
+        return torch.stack(terms).mean()
+
+
+class BandEnergy(nn.Module):
+    """Distance in level of broad bands (ERB-spaced, Glasberg & Moore 1990), as the root mean square over bands of each
+    frame's error in bels, like LSD's but of energies: it fixes the envelope and says nothing of the fine structure."""
+
+    def __init__(self, sample_rate: int, bands: int = 32, n_fft: int = 2048) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        top = 21.4 * torch.log10(torch.tensor(1 + 0.00437 * sample_rate / 2))
+        edges = (10 ** (torch.linspace(0, float(top), bands + 1) / 21.4) - 1) / 0.00437
+        frequency = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1)
+        index = (torch.bucketize(frequency, edges[1:-1], right=True)).clamp(max=bands - 1)
+        members = F.one_hot(index, bands).float()
+        self.register_buffer("mean", members / members.sum(0).clamp(min=1), persistent=False)
+        self.mean: Tensor
+
+    def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
+        """`(B, 1, T)`, `(B, 1, T)` -> scalar."""
+        level = [
+            (self.mean.T @ dsp.power_spectrogram(x, self.n_fft, self.n_fft // 4) + POWER_FLOOR).log10()
+            for x in (estimate, reference)
+        ]
+        return ((level[0] - level[1]).square().mean(dim=-2) + 1e-6).sqrt().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancerConfig:
+    """How the gradients of several losses are weighed against each other.
+
+    Attributes:
+        mode: "ratio": every loss but the first is weighted by its share over the first's, times ‖grad first‖ / ‖grad own‖
+            of this step (Esser et al. 2021, VQGAN, eq. 7). "shares": the same with both norms averaged over time
+            (Defossez et al. 2022, EnCodec, eq. 4).
+        shares: relative part of each loss in the gradient at the generator's last layer, by name.
+        decay: of the moving averages in "shares" mode.
+        limit: largest weight.
+    """
+
+    mode: Literal["ratio", "shares"] = "shares"
+    shares: dict[str, float]
+    decay: float = 0.99
+    limit: float = 1e4
+
+
+class GradBalancer:
+    """Combines losses by the norms of their gradients at the generator's last layer.
+
+    The gradient of each loss is taken once, at the generator's output; its norm at the last layer then costs only that
+    layer's own backward pass.
+    """
+
+    def __init__(self, config: BalancerConfig) -> None:
+        self.config = config
+        self.norms: dict[str, float] = {}
+
+    def combine(self, losses: dict[str, Tensor], output: Tensor, last: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Weighs the losses.
+
+        Args:
+            losses: scalars that depend on `output`; the first is the reference of the weights.
+            output: the generator's output, `(B, 1, T)`.
+            last: a parameter of its last layer.
+
+        Returns:
+            the gradient to call `output.backward(...)` with, and numbers to log (`norm/<loss>`, `weight/<loss>`).
+        """
+        c, gradients, norms = self.config, {}, {}
+        for name, loss in losses.items():
+            (gradients[name],) = torch.autograd.grad(loss, output, retain_graph=True)
+            (at_last,) = torch.autograd.grad(output, last, grad_outputs=gradients[name], retain_graph=True)
+            norms[name] = float(at_last.norm())
+        if c.mode == "shares":
+            for name, norm in norms.items():
+                # A loss seen for the first time starts from its own norm rather than from zero.
+                before = self.norms.get(name, norm)
+                self.norms[name] = before * c.decay + norm * (1 - c.decay)
+            norms = {name: self.norms[name] for name in losses}
+        first = next(iter(losses))
+        weights = {
+            name: min(c.limit, c.shares[name] / c.shares[first] * norms[first] / max(norms[name], 1e-12)) for name in losses
+        }
+        combined = torch.stack([gradients[name] * weights[name] for name in losses]).sum(0)
+        stats = {f"norm/{name}": norm for name, norm in norms.items()}
+        return combined, stats | {f"weight/{name}": weight for name, weight in weights.items()}
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.norms)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.norms = dict(state)

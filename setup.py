@@ -1,0 +1,63 @@
+"""Packaging of bwe; the only place that says what it needs."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "bwe" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
+README = ROOT / "README.md"
+
+EXTRAS = {
+    "train": ["wandb>=0.18", "tensorboard>=2.16", "matplotlib>=3.8", "tqdm>=4.60"],
+    "eval": ["pesq>=0.0.4", "pystoi>=0.4", "soxr>=0.5"],
+    "dev": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13"],
+}
+EXTRAS["all"] = [requirement for extra in ("train", "eval", "dev") for requirement in EXTRAS[extra]]
+
+# pretrained/ lies beside the package in the repository and inside it, as bwe/pretrained, in the wheel. A folder without
+# a card is no model that ships.
+MODELS = sorted(card.parent.name for card in (ROOT / "pretrained").glob("*/README.md"))
+FILES = ("config.json", "model.safetensors", "README.md")
+
+setup(
+    name="bwe",
+    version=VERSION,
+    description="Audio bandwidth extension in the waveform domain: speech and music to 48 kHz",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=[*find_packages(include=["bwe", "bwe.*"]), *(["bwe.pretrained"] if MODELS else [])],
+    package_dir={"bwe": "bwe", "bwe.pretrained": "pretrained"} if MODELS else {"bwe": "bwe"},
+    package_data={
+        "bwe": ["py.typed"],
+        "bwe.pretrained": [f"{model}/{name}" for model in MODELS for name in FILES],
+    },
+    python_requires=">=3.11",
+    install_requires=[
+        # Above 2.13 nothing was tested, and torchaudio 2.11 is the newest there is.
+        "torch>=2.11,<2.14",
+        "torchaudio>=2.11,<2.12",
+        "numpy>=1.26,<3",
+        "scipy>=1.11",
+        "soundfile>=0.13",
+        "einops>=0.8",
+        "auraloss==0.4.0",
+        "safetensors>=0.5",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["bwe = bwe.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Typing :: Typed",
+    ],
+)
