@@ -53,8 +53,9 @@ _CONTAINERS = {
     b".snd": "AU", b"riff": "W64", b"ID3\x02": "MP3", b"ID3\x03": "MP3", b"ID3\x04": "MP3",
 }  # fmt: skip
 _UNSUPPORTED = {
-    b"\x30\x26\xb2\x75": "WMA (ASF)", b"\x1a\x45\xdf\xa3": "Matroska or WebM", b"#!AM": "AMR",
-    b"MAC ": "Monkey's Audio", b"wvpk": "WavPack", b"\x0b\x77": "AC-3", b"DSD ": "DSD", b"FRM8": "DSD", b"TTA1": "TTA", b"MThd": "MIDI", b"FLV\x01": "FLV",
+    b"\x30\x26\xb2\x75": "WMA (ASF)", b"\x1a\x45\xdf\xa3": "Matroska or WebM", b"\x0b\x77": "AC-3", b"#!AM": "AMR",
+    b"MAC ": "Monkey's Audio", b"wvpk": "WavPack", b"TTA1": "TTA", b"DSD ": "DSD", b"FRM8": "DSD", b"MThd": "MIDI",
+    b"FLV\x01": "FLV",
 }  # fmt: skip
 
 _stderr_lock = threading.Lock()
@@ -155,7 +156,7 @@ def _look(path: Path) -> tuple[bytes, int]:
 
 
 def _container(head: bytes) -> str | None:
-    if head[:4] == b"RIFF" and head[8:12] not in (b"WAVE", b""):
+    if head[:4] == b"RIFF" and not b"WAVE".startswith(head[8:12]):
         return None
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
         return "MP3"
@@ -446,10 +447,10 @@ def write(
     _check_space(path, target.parent, needed)
     temporary = target.parent / f".bwe-{secrets.token_hex(6)}.tmp"
     try:
-        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
+        try:
+            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
         try:
             clipped = _encode(handle, path, x, sr, file_format, subtype)
             os.fsync(handle)

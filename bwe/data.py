@@ -79,7 +79,8 @@ def speaker_split(all_clips: Sequence[Clip], valid: float = 0.05, test: float = 
     speakers = sorted({c.speaker for c in all_clips})
     order = np.random.default_rng(seed).permutation(len(speakers))
     n_valid, n_test = round(valid * len(speakers)), round(test * len(speakers))
-    split = {speakers[i]: "valid" if k < n_valid else "test" if k < n_valid + n_test else "train" for k, i in enumerate(order)}
+    names = ["valid"] * n_valid + ["test"] * n_test + ["train"] * (len(speakers) - n_valid - n_test)
+    split = {speakers[i]: name for i, name in zip(order, names, strict=True)}
     return [Clip(**{**asdict(c), "split": split[c.speaker]}) for c in all_clips]
 
 
@@ -111,9 +112,8 @@ def pack(all_clips: Sequence[Clip], folder: str | os.PathLike[str], sample_rate:
             top = min(top, _RESAMPLER_EDGE * info.sample_rate / 2)
         if size and size + len(y) > _SHARD_SAMPLES:
             flush()
-        entries.append(
-            {"shard": number, "start": size, "length": len(y), "speaker": clip.speaker, "top_hz": min(top, sample_rate / 2)}
-        )
+        top = min(top, sample_rate / 2)
+        entries.append({"shard": number, "start": size, "length": len(y), "speaker": clip.speaker, "top_hz": top})
         shard.append(np.clip(np.round(y * 32767), -32768, 32767).astype(np.int16))
         size += len(y)
     flush()
@@ -188,7 +188,7 @@ class Crops(Dataset[dict[str, Tensor]]):
 
 
 def whole(folder: str | os.PathLike[str], limit: int) -> list[tuple[Tensor, float]]:
-    """Up to `limit` packed recordings in full, evenly spread over the index: (samples `(T,)`, where its content ends in Hz)."""
+    """Up to `limit` packed recordings in full, spread over the index: (samples `(T,)`, where its content ends in Hz)."""
     root = Path(folder)
     entries = json.loads((root / "index.json").read_text())["clips"]
     chosen = [entries[i] for i in np.unique(np.linspace(0, len(entries) - 1, min(limit, len(entries))).astype(int))]

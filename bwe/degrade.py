@@ -37,6 +37,10 @@ class Config:
         iir_share: share of clips degraded by an IIR filter rather than by a resampler.
         order: range of IIR orders, both ends included.
         gain_db: level change of target and input alike.
+        tilt_db, slope_db: random equalisation of target and input alike, as microphones and rooms do it: a gain linear in
+            frequency that reaches `tilt_db` at half the sample rate, and one of `slope_db` per octave, both from 1 kHz up.
+        equalise_share: share of clips with equalisation.
+        noise_exponent: spectral exponent of the noise, power falling as 1 / f**exponent (0 white, 1 pink, -1 blue).
         noise_dbfs: RMS level of the background noise in dB re full scale.
         noise_share: share of clips with background noise in target and input alike.
         input_noise_share: share of clips with additional noise in the input only.
@@ -49,6 +53,10 @@ class Config:
     iir_share: float = 0.5
     order: tuple[int, int] = (2, 10)
     gain_db: tuple[float, float] = (-15.0, 3.0)
+    tilt_db: tuple[float, float] = (-6.0, 20.0)
+    slope_db: tuple[float, float] = (-2.0, 2.0)
+    equalise_share: float = 0.6
+    noise_exponent: tuple[float, float] = (-1.0, 1.0)
     noise_dbfs: tuple[float, float] = (-90.0, -50.0)
     noise_share: float = 0.8
     input_noise_share: float = 0.1
@@ -60,7 +68,7 @@ class Parameters:
     """One clip's degradation, as drawn by `Degradation.sample`; units as in `Config`.
 
     `filter` is an IIR family or a resampler; `noise` and `input_noise` are (level in dBFS, spectral exponent, seed), level
-    `-inf` for none, with power falling as 1 / f**exponent (0 white, 1 pink). `told` is the factor on the reported cut-off.
+    `-inf` for none. `told` is the factor on the reported cut-off.
     """
 
     filter: str
@@ -69,6 +77,8 @@ class Parameters:
     ripple_db: float
     attenuation_db: float
     gain_db: float
+    tilt_db: float
+    slope_db: float
     noise: tuple[float, float, int]
     input_noise: tuple[float, float, int]
     told: float
@@ -90,6 +100,15 @@ def coloured_noise(length: int, level_dbfs: float, exponent: float, seed: int) -
     noise = np.fft.irfft(spectrum, length)
     rms = np.sqrt(np.mean(noise**2)) + 1e-20
     return (noise * (10 ** (level_dbfs / 20) / rms)).astype(np.float32)
+
+
+def equalise(x: Tensor, sample_rate: int, tilt_db: float, slope_db: float) -> Tensor:
+    """Zero-phase equalisation of `(..., T)` above 1 kHz: `tilt_db` at half the sample rate, linearly, and `slope_db` an
+    octave. The gain is smooth over hundreds of Hz, so its impulse response is far shorter than any crop."""
+    spectrum = torch.fft.rfft(x)
+    frequency = torch.linspace(0, sample_rate / 2, spectrum.shape[-1], device=x.device).clamp(min=1000.0)
+    gain = tilt_db * (frequency - 1000) / (sample_rate / 2 - 1000) + slope_db * torch.log2(frequency / 1000)
+    return torch.fft.irfft(spectrum * 10 ** (gain / 20), x.shape[-1])
 
 
 def through_resampler(x: Tensor, sample_rate: int, resampler: Resampler, cutoff_hz: float) -> tuple[Tensor, float]:
@@ -137,9 +156,10 @@ class Degradation:
         c = self.config
 
         def noise(share: float) -> tuple[float, float, int]:
-            level, exponent, seed = rng.uniform(*c.noise_dbfs), rng.uniform(0, 1), int(rng.integers(2**31))
+            level, exponent, seed = rng.uniform(*c.noise_dbfs), rng.uniform(*c.noise_exponent), int(rng.integers(2**31))
             return (level if rng.random() < share else -np.inf, exponent, seed)
 
+        equalised = rng.random() < c.equalise_share
         kinds: tuple[str, ...] = c.families if rng.random() < c.iir_share else c.resamplers
         return Parameters(
             filter=str(rng.choice(kinds)),
@@ -148,6 +168,8 @@ class Degradation:
             ripple_db=float(10 ** rng.uniform(-3, 0)),
             attenuation_db=float(rng.uniform(40, 80)),
             gain_db=float(rng.uniform(*c.gain_db)),
+            tilt_db=float(rng.uniform(*c.tilt_db)) * equalised,
+            slope_db=float(rng.uniform(*c.slope_db)) * equalised,
             noise=noise(c.noise_share),
             input_noise=noise(c.input_noise_share),
             told=float(1 + rng.uniform(-c.cutoff_jitter, c.cutoff_jitter)),
@@ -169,6 +191,8 @@ class Degradation:
     @staticmethod
     def _apply_one(x: Tensor, sample_rate: int, p: Parameters) -> tuple[Tensor, Tensor, float]:
         target = x * 10 ** (p.gain_db / 20)
+        if p.tilt_db or p.slope_db:
+            target = equalise(target, sample_rate, p.tilt_db, p.slope_db)
         if np.isfinite(p.noise[0]):
             target = target + torch.from_numpy(coloured_noise(x.shape[-1], *p.noise))
         narrow = target

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class _Stack(nn.Module):
     def __init__(self, layers: list[nn.Conv2d]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -74,7 +75,7 @@ class Period(_Stack):
 
     def __init__(self, period: int, width: int) -> None:
         widths = [1, width, 2 * width, 4 * width, 8 * width]
-        layers = [_conv(a, b, (1, 5), stride=(1, 3), padding=(0, 2)) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [_conv(a, b, (1, 5), stride=(1, 3), padding=(0, 2)) for a, b in pairwise(widths)]
         layers += [_conv(8 * width, 8 * width, (1, 5), padding=(0, 2)), _conv(8 * width, 1, (1, 3), padding=(0, 1))]
         super().__init__(layers)
         self.period = period

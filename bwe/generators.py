@@ -110,15 +110,13 @@ class SEANet(nn.Module):
         change an output sample), causal (False: offline and chunked use), latency (samples; 0, as it is centred).
     """
 
-    Config = Config
-
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = c = config or Config()
+        self.config = c = config
         self.sample_rate = c.sample_rate
         self.causal = False
         self.latency = 0
-        self.hop = c.bands * math.prod(c.strides)
+        self.hop: int = c.bands * math.prod(c.strides)
 
         self.pqmf = dsp.PQMF(c.bands)
         self.embedding = _CutoffEmbedding(c.sample_rate, c.conditioning)
@@ -144,15 +142,17 @@ class SEANet(nn.Module):
         self.texture_mix = nn.Parameter(torch.full((c.bands, 1), 1.0 if c.excitation else 0.0))
 
         reach, rate = 2.0 + c.level_frames, 1
-        for units, block, stride in zip(self.encoder, self.decoder, c.strides, strict=True):
-            reach += rate * (units.reach + block.reach + 1.5 * stride)  # type: ignore[operator]
+        for i, stride in enumerate(c.strides):
+            in_units = sum(c.encoder_dilations)
+            in_mrf = max(sum(c.dilations) * (k // 2) for k in c.kernels[i])
+            reach += rate * (in_units + in_mrf + 1.5 * stride)
             rate *= stride
             reach += rate
-        reach += rate * sum(block.reach for block in self.bottleneck) + 3  # type: ignore[misc]
-        self.receptive_field = math.ceil(reach) * c.bands + 2 * self.pqmf.half
+        reach += rate * sum(cycle) + 3
+        self.receptive_field = math.ceil(reach) * c.bands + 2 * self.pqmf.margin
         if c.passthrough:
             self.receptive_field += dsp.splice_taps(c.sample_rate) // 2
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _whiten(self, bands: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, K, N)` -> the bands at unit local level, and that level in full scale, both `(B, K, N)`."""
@@ -195,7 +195,7 @@ class SEANet(nn.Module):
     @property
     def last_layer(self) -> Tensor:
         """The head's weight, where the gradients of different losses are compared."""
-        weight = self.head.parametrizations.weight.original1 if is_parametrized(self.head) else self.head.weight  # type: ignore[union-attr,index]
+        weight = self.head.parametrizations.weight.original1 if is_parametrized(self.head) else self.head.weight  # type: ignore[union-attr]
         assert isinstance(weight, Tensor)
         return weight
 

@@ -184,6 +184,26 @@ def list_models() -> list[str]:
     return sorted(name for name, folder in _shipped().items() if _card_text(folder))
 
 
+def describe(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `bwe models` shows of a checkpoint folder, without opening its weights.
+
+    Keys: name, folder, arch, sample_rate (Hz), version, commit, sha256, bytes (of the weights), summary (first sentence of
+    the card). Raises ModelError as `read` does.
+    """
+    folder = find(name_or_path)
+    meta = _read_meta(folder)
+    weights = folder / WEIGHTS
+    lines = (line.strip() for line in _card_text(folder).splitlines())
+    summary = next((line for line in lines if line and not line.startswith(("#", "---", "|", "!["))), "")
+    return {
+        "name": folder.name,
+        "folder": str(folder),
+        **{key: meta[key] for key in ("arch", "sample_rate", "version", "commit", "sha256")},
+        "bytes": weights.stat().st_size if weights.is_file() else 0,
+        "summary": summary.split(". ")[0],
+    }
+
+
 def _card_text(folder: Path) -> str:
     try:
         return (folder / CARD).read_text(encoding="utf-8").strip()
@@ -212,7 +232,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if isinstance(name_or_path, Path) or "/" in text or os.sep in text:
         raise ModelError(f"{text}: no such model folder; shipped models: {known}")
     hint = nearest(text, list_models())
-    raise ModelError(f"unknown model {text!r}" + (f"; did you mean {hint!r}?" if hint else ";") + f" (shipped: {known})")
+    raise ModelError(f"unknown model {text!r}" + (f"; did you mean {hint!r}?" if hint else "") + f" (shipped: {known})")
 
 
 def read(name_or_path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any], str]:

@@ -84,7 +84,6 @@ class ResidualUnits(nn.Module):
         super().__init__()
         self.dilated = nn.ModuleList(conv(channels, channels, kernel, d) for d in dilations)
         self.mix = nn.ModuleList(conv(channels, channels, 1, gain=0.5) for _ in dilations)
-        self.reach = sum(d * (kernel // 2) for d in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, D, 1, N)` -> `(B, D, 1, N)`."""
@@ -102,7 +101,6 @@ class MRF(nn.Module):
         self.branches = nn.ModuleList(
             nn.ModuleList(conv(channels, channels, k, d, gain=0.5) for d in dilations) for k in kernels
         )
-        self.reach = max(sum(d * (k // 2) for d in dilations) for k in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, D, 1, N)` -> `(B, D, 1, N)`."""

@@ -168,7 +168,7 @@ class GradBalancer:
         for name, loss in losses.items():
             (gradients[name],) = torch.autograd.grad(loss, output, retain_graph=True)
             (at_last,) = torch.autograd.grad(output, last, grad_outputs=gradients[name], retain_graph=True)
-            norms[name] = float(at_last.norm())
+            norms[name] = float(at_last.detach().norm())
         if c.mode == "shares":
             for name, norm in norms.items():
                 # A loss seen for the first time starts from its own norm rather than from zero.

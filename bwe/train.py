@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,8 +26,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bwe import data, degrade, discriminators, dsp, generators, hub, layers, losses, metrics
-from bwe.errors import BweError, ConfigError, ModelError
+from bwe import data as corpus
+from bwe import degrade, discriminators, dsp, generators, hub, layers, losses, metrics
+from bwe.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Recipe:
     name: str
     data: str
     data_class: str = ""
-    crops: data.CropConfig = data.CropConfig()
+    crops: corpus.CropConfig = corpus.CropConfig()
     degrade: degrade.Config = degrade.Config()
     generator: generators.Config = generators.Config()
     discriminators: discriminators.Config = discriminators.Config()
@@ -150,10 +151,10 @@ class GANTask:
         self.balancer = losses.GradBalancer(c.balancer)
         o = recipe.optim
         adam = {"betas": o.betas, "weight_decay": o.weight_decay}
-        self.optimizers = {
-            "generator": torch.optim.AdamW(self.generator.parameters(), lr=o.lr, **adam),  # type: ignore[arg-type]
-            "discriminator": torch.optim.AdamW(self.discriminator.parameters(), lr=o.discriminator_lr, **adam),  # type: ignore[arg-type]
-        }
+        self.optimizers = {"generator": torch.optim.AdamW(self.generator.parameters(), lr=o.lr, **adam)}  # type: ignore[arg-type]
+        if len(self.discriminator):
+            parameters = self.discriminator.parameters()
+            self.optimizers["discriminator"] = torch.optim.AdamW(parameters, lr=o.discriminator_lr, **adam)  # type: ignore[arg-type]
         self.steps_done = 0
         self.skipped = 0
 
@@ -180,12 +181,15 @@ class GANTask:
         return lr * warm * (o.final + (1 - o.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def _limited(self, x: Tensor, top_hz: Tensor) -> Tensor:
-        """Nothing above where a recording itself ends may teach anything: estimate and target alike are cut there."""
+        """Nothing above where a recording itself ends may teach anything: estimate and target alike are cut there.
+
+        Recordings that end within 8 % of half the sample rate are whole: that is where converters end.
+        """
         rate = self.recipe.generator.sample_rate
-        if bool((top_hz >= rate / 2).all()):
+        whole = top_hz >= 0.46 * rate
+        if bool(whole.all()):
             return x
-        edge = torch.where(top_hz >= rate / 2, torch.full_like(top_hz, float(rate)), top_hz)
-        return dsp.band_limit(x, rate, edge[:, None], width_hz=200.0)
+        return dsp.band_limit(x, rate, top_hz.masked_fill(whole, float(rate))[:, None], width_hz=200.0)
 
     def reconstruction(self, estimate: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The weighted reconstruction loss of `(B, 1, T)` signals, and its parts."""
@@ -230,7 +234,7 @@ class GANTask:
             gradient, balance = self.balancer.combine(parts, y, self.generator.last_layer)
             y.backward(gradient)
             self.discriminator.requires_grad_(True)
-            stats |= balance | {"loss/feat": float(parts["feat"]), "loss/adv": float(parts["adv"])}
+            stats |= balance | {f"loss/{name}": float(parts[name].detach()) for name in ("feat", "adv")}
 
         stats |= self._update("generator", self.generator, self._rate(o.lr, 0), o.clip)
         with torch.no_grad():
@@ -323,7 +327,8 @@ class GANTask:
         """Writes the averaged generator as a checkpoint folder, the discriminators beside it."""
         hub.save(folder, self.ema, card)
         if len(self.discriminator):
-            save_file(self.discriminator.state_dict(), folder / "discriminators.safetensors")
+            tensors, _ = flatten(self.discriminator.state_dict())
+            save_file(tensors, folder / "discriminators.safetensors")
 
 
 def pick_device(name: str) -> str:
@@ -421,15 +426,15 @@ class Tracker:
     def _start_wandb(self, run: Path, recipe: Recipe) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         self.others["wandb"] = wandb.init(
-            project="bwe", name=run.name, dir=str(run), mode=mode, config=dataclasses.asdict(recipe)  # type: ignore[arg-type]
+            project="bwe", name=run.name, dir=str(run), mode=mode, config=dataclasses.asdict(recipe)
         )
 
     def _start_tensorboard(self, run: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.others["tensorboard"] = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.others["tensorboard"] = SummaryWriter(str(run / "tensorboard"))
 
     def _guard(self, name: str, action: Callable[[], None]) -> None:
         try:
@@ -445,7 +450,8 @@ class Tracker:
         if run := self.others.get("wandb"):
             self._guard("wandb", lambda: run.log(dict(values), step=step))
         if writer := self.others.get("tensorboard"):
-            self._guard("tensorboard", lambda: [writer.add_scalar(k, v, step) for k, v in values.items()] and None)
+            for name, value in values.items():
+                self._guard("tensorboard", lambda name=name, value=value: writer.add_scalar(name, value, step))  # type: ignore[misc]
 
     def clips(self, step: int, clips: Mapping[str, Tensor]) -> None:
         """Audio and a log-power spectrogram of each clip `(T,)`."""
@@ -535,9 +541,10 @@ class Trainer:
         self.tracker.numbers(self.step, numbers)
         self.tracker.clips(self.step, clips)
         better = numbers["val/score"] < self.best
-        self.say(f"step {self.step}  " + "  ".join(f"{k[4:]} {v:.3f}" for k, v in numbers.items()) + ("  best" if better else ""))
+        figures = "  ".join(f"{name[4:]} {value:.3f}" for name, value in numbers.items())
+        self.say(f"step {self.step}  {figures}" + ("  best" if better else ""))
         card = self.recipe.card or f"# {self.recipe.name}\n\nA run in progress; no card yet."
-        card += f"\n\nStep {self.step}. Validation: " + ", ".join(f"{k[4:]} {v:.3f}" for k, v in numbers.items()) + ".\n"
+        card += f"\n\nStep {self.step}. Validation: {figures}.\n"
         if better:
             self.best = numbers["val/score"]
             self.task.export(self.run / "best", card)
@@ -577,8 +584,7 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
     for parent in parents:
         place = place.get(parent) if isinstance(place, dict) else None
     if not isinstance(place, dict) or last not in place:
-        known = [name for name in _paths(values)]
-        near = difflib.get_close_matches(key, known, 1, 0.0)
+        near = difflib.get_close_matches(key, list(_paths(values)), 1, 0.0)
         raise ConfigError(f"unknown recipe key {key!r}; did you mean {near[0]!r}?")
     try:
         place[last] = json.loads(text)
@@ -601,9 +607,9 @@ def packed(recipe: Recipe, run: Path, say: Callable[[str], None]) -> Path:
     out = run / "data"
     for split in ("train", "valid"):
         if not (out / split / "index.json").is_file():
-            found = data.clips(folder, recipe.data_class or None, split)
+            found = corpus.clips(folder, recipe.data_class or None, split)
             say(f"packing {len(found)} {split} recordings")
-            data.pack(found, out / split, recipe.generator.sample_rate)
+            corpus.pack(found, out / split, recipe.generator.sample_rate)
     return out
 
 
@@ -626,13 +632,14 @@ def main(recipe_path: str, overrides: list[str], run_dir: str | None = None, res
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     folder = packed(recipe, run, say)
-    crops = data.Crops(folder / "train", recipe.crops, degrade.Degradation(recipe.degrade))
+    crops = corpus.Crops(folder / "train", recipe.crops, degrade.Degradation(recipe.degrade))
     if crops.sample_rate != recipe.generator.sample_rate:
-        raise ConfigError(f"{folder}: packed at {crops.sample_rate} Hz, the generator works at {recipe.generator.sample_rate} Hz")
+        rate = recipe.generator.sample_rate
+        raise ConfigError(f"{folder}: packed at {crops.sample_rate} Hz, the generator works at {rate} Hz")
     say(f"{crops.seconds / 60:.1f} minutes of {len(crops.clips)} recordings")
-    task = GANTask(recipe, data.whole(folder / "valid", recipe.valid_clips))
+    task = GANTask(recipe, corpus.whole(folder / "valid", recipe.valid_clips))
     trainer = Trainer(task, recipe, run, say)
     if resume:
         trainer.resume()
-    trainer.fit(lambda start: data.batches(crops, recipe.batch, recipe.steps, start, recipe.workers))
+    trainer.fit(lambda start: corpus.batches(crops, recipe.batch, recipe.steps, start, recipe.workers))
     return run

@@ -1,0 +1,69 @@
+"""What the tests share: real signals, a small generator with loud random weights, and the data beside the checkout."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bwe import generators, hub, infer
+
+ROOT = Path(__file__).resolve().parent.parent
+# Processes that tests start in other folders find the package also where it is not installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+CARD = "# Test model\n\nRandom weights, for tests.\n"
+
+
+@pytest.fixture
+def voice() -> Callable[..., np.ndarray]:
+    """``voice(frames, sr, channels=1, seed=0)``: float32 ``(C, T)``, harmonics of a gliding pitch, breath and pauses."""
+
+    def make(frames: int, sr: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        t = np.arange(frames) / sr
+        phase = 2 * np.pi * np.cumsum(120 + 30 * np.sin(2 * np.pi * 1.3 * t)) / sr
+        harmonics = [k for k in range(1, 200) if 150 * k < 0.47 * sr]
+        tone = sum((np.sin(k * phase + k) / k for k in harmonics), np.zeros(frames))
+        pauses = (np.sin(2 * np.pi * 0.9 * t + 0.4) > -0.6) * 1.0
+        x = 0.15 * tone * pauses + 0.01 * rng.standard_normal((channels, frames))
+        return x.astype(np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def loud_tiny() -> generators.SEANet:
+    """A SEANet of the smallest size whose untrained head is as loud as a trained one, so that seams would show."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = generators.SEANet(generators.SIZES["tiny"])
+    with torch.no_grad():
+        generator.head.bias.zero_()
+    return generator.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(loud_tiny: generators.SEANet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hub.save(tmp_path_factory.mktemp("models") / "tiny-test", loud_tiny, CARD)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> infer.Extender:
+    return infer.load(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The data folder beside the checkout; tests that need it skip where there is none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "manifest.csv").is_file():
+        pytest.skip(f"no data in {folder}")
+    return folder

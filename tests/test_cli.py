@@ -1,0 +1,239 @@
+"""The command line, in real processes: results, exit codes, and sentences instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+import bwe
+from bwe import audio, cli, hub
+
+Voice = Callable[..., np.ndarray]
+
+
+def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bwe", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=100, env=os.environ | environment, check=False
+    )
+
+
+@pytest.fixture
+def talk(tmp_path: Path, voice: Voice) -> Path:
+    audio.write(tmp_path / "talk.wav", 0.2 * voice(16_000, 16_000), 16_000)
+    return tmp_path / "talk.wav"
+
+
+def test_extend_in_a_process(talk: Path, tiny_folder: Path) -> None:
+    done = run("extend", "talk.wav", "-m", tiny_folder, "--threads", 1, cwd=talk.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith("talk.wav 16 kHz → talk.bwe.wav 48 kHz  0:01  known band kept to 7.")
+    assert "(null −" in done.stdout
+    assert done.stdout.endswith("× real time\n")
+    info = sf.info(talk.with_name("talk.bwe.wav"))
+    assert (info.samplerate, info.frames, info.subtype) == (48_000, 48_000, "PCM_16")
+    first = talk.with_name("talk.bwe.wav").read_bytes()
+    done = run("extend", "talk.wav", "-m", tiny_folder, "--overwrite", cwd=talk.parent, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert talk.with_name("talk.bwe.wav").read_bytes() == first
+
+
+def test_words_that_need_no_model_are_fast_and_true(tmp_path: Path) -> None:
+    code = "import sys, bwe.cli; code = bwe.cli.main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+
+    def light(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    done = light("--version")
+    assert (done.returncode, done.stdout) == (0, f"bwe {bwe.__version__}\n")
+    done = light("extend", "--help")
+    assert done.returncode == 0
+    assert "--overwrite" in done.stdout
+    done = light()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: bwe" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["talk.wav"], "'talk.wav' is not a command; did you mean `bwe extend talk.wav`?"),
+        (["extned", "talk.wav"], "'extned' is not a command; did you mean `bwe extend`?"),
+        (["extend"], "the following arguments are required: IN (see `bwe extend --help`)"),
+        (["extend", "a.wav", "--outptu", "b"], "unknown argument '--outptu' (see `bwe extend --help`)"),
+        (["extend", "a.wav", "--cutoff", "4k"], "argument --cutoff: '4k' is not a frequency in Hz"),
+        (["extend", "a.wav", "--cutoff", "nan"], "'nan' is not a frequency in Hz"),
+        (["extend", "a.wav", "--threads", "0"], "'0' is not a whole number above 0"),
+        (["extend", "a.wav", "b.wav", "-o", "c.wav"], "c.wav: with several inputs -o must be an existing folder"),
+        (["extend", "a/x.wav", "b/x.wav", "-o", "."], "two inputs are called x.wav: in . one would replace the other"),
+        (["models", "--jsno"], "unknown argument '--jsno'"),
+        (["train"], "the following arguments are required: RECIPE"),
+        (["eval", "speech-48k"], "the following arguments are required: FOLDER"),
+        (["eval", "speech-48k", ".", "--cutoff", "-5"], "argument --cutoff"),
+    ],
+)
+def test_usage_errors(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("bwe: error: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exit_codes_and_sentences(
+    capsys: pytest.CaptureFixture[str], talk: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "page.wav").write_text("<html>not found</html>")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    data = bytearray((broken / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (broken / "model.safetensors").write_bytes(data)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    cases: list[tuple[list[object], int, str]] = [
+        (["nothing.wav", "-m", tiny_folder], 1, "nothing.wav: no such file"),
+        ([tmp_path, "-m", tiny_folder], 1, "is a folder; give an audio file"),
+        ([tmp_path / "empty.wav", "-m", tiny_folder], 1, "empty file (0 bytes)"),
+        ([tmp_path / "page.wav", "-m", tiny_folder], 1, "not audio (starts with '<html>not found<')"),
+        ([talk, "-m", "no-such-model"], 3, "unknown model 'no-such-model'"),
+        ([talk, "-m", broken], 3, "damaged, its sha256 is not the one in config.json"),
+        ([talk, "-m", tmp_path], 3, "not a model folder"),
+        ([talk, "-m", tiny_folder, "--cutoff", "9000"], 2, "is above 8000 Hz, half the input's sample rate"),
+        ([talk, "-m", tiny_folder, "-o", talk], 4, "talk.wav: exists already; choose another name or overwrite it"),
+        ([talk, "-m", tiny_folder, "-o", tmp_path / "x.m4a"], 4, "'.m4a' is not an output format"),
+        ([talk, "-m", tiny_folder, "-o", tmp_path / "no" / "x.wav"], 4, "does not exist; make it first"),
+        ([talk, "-m", tiny_folder, "-o", f"{tmp_path}/no/"], 4, "the folder does not exist; make it first"),
+    ]
+    for arguments, code, said in cases:
+        assert cli.main(["extend", *map(str, arguments)]) == code, said
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert captured.err.startswith("bwe: error: ")
+        assert said in captured.err
+        assert "Traceback" not in captured.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_one_bad_input_does_not_stop_the_others(
+    capsys: pytest.CaptureFixture[str], talk: Path, tiny_folder: Path, tmp_path: Path, voice: Voice
+) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"<html>")
+    audio.write(tmp_path / "b.flac", 0.2 * voice(4_000, 8_000, 2), 8_000)
+    (tmp_path / "out").mkdir()
+    inputs = [str(talk), str(tmp_path / "bad.wav"), str(tmp_path / "b.flac")]
+    assert cli.main(["extend", *inputs, "-m", str(tiny_folder), "-o", str(tmp_path / "out"), "--cutoff", "3500"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 2
+    assert f"bwe: error: {tmp_path / 'bad.wav'}: not audio" in captured.err
+    assert f"bwe: 1 of 3 inputs failed: {tmp_path / 'bad.wav'}\n" in captured.err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.bwe.flac", "talk.bwe.wav"]
+    assert cli.main(["extend", *inputs[::2], "-m", str(tiny_folder), "-o", str(tmp_path / "out")]) == 4
+
+
+def test_debug_shows_the_traceback(talk: Path, tiny_folder: Path) -> None:
+    done = run("extend", "nothing.wav", "-m", tiny_folder, "--debug", cwd=talk.parent)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("bwe: error: nothing.wav: no such file\n")
+
+
+def test_a_pickle_is_never_run(talk: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "executed"
+    code = f"c__builtin__\nopen\n(V{canary}\nVw\ntR."
+    for name in ("model.safetensors", "config.json", "README.md"):
+        folder = tmp_path / f"evil-{name}"
+        shutil.copytree(tiny_folder, folder)
+        (folder / name).write_text(code)
+        arguments = ["extend", talk, "-m", folder, "-o", tmp_path / f"{name}.wav"]
+        assert cli.main([str(a) for a in arguments]) == (0 if name == "README.md" else 3)
+    (tmp_path / "evil.wav").write_text(code)
+    assert cli.main(["extend", str(tmp_path / "evil.wav"), "-m", str(tiny_folder)]) == 1
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_half_file(
+    tmp_path: Path, tiny_folder: Path, voice: Voice, number: signal.Signals
+) -> None:
+    audio.write(tmp_path / "long.wav", np.tile(0.2 * voice(480_000, 48_000), (1, 8)), 48_000)
+    command = [sys.executable, "-m", "bwe", "extend", "long.wav", "-m", str(tiny_folder), "-o", "out.flac"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".bwe-*.tmp")):
+            assert process.poll() is None
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert [p.name for p in tmp_path.iterdir()] == ["long.wav"]
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert out == ""
+    assert err == ("bwe: interrupted\n" if number == signal.SIGINT else "")
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [model["name"] for model in listed] == hub.list_models()
+    assert cli.main(["models"]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == len(listed)
+    for model, line in zip(listed, captured.out.splitlines(), strict=True):
+        assert line.startswith(f"{model['name']}  48 kHz  ")
+        assert model["summary"]
+
+
+def test_models_survives_a_closed_pipe() -> None:
+    pipe = f"{sys.executable} -m bwe models --json | true"
+    done = subprocess.run(pipe, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_train_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = Path(__file__).resolve().parent.parent / "recipes" / "smoke.py"
+    for arguments, said in (
+        ([str(tmp_path / "none.py")], "none.py"),
+        ([str(recipe), "no_such_key=3", "--run", str(tmp_path / "run")], "no_such_key"),
+        ([str(recipe), "--run", str(tmp_path / "run"), "steps"], "steps"),
+    ):
+        assert cli.main(["train", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("bwe: error: ")
+        assert said in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_in_a_process(tmp_path: Path, tiny_folder: Path, voice: Voice) -> None:
+    (tmp_path / "set").mkdir()
+    for seed in range(2):
+        audio.write(tmp_path / "set" / f"{seed}.flac", voice(48_000, 48_000, seed=seed), 48_000)
+    arguments = ["eval", tiny_folder, "set", "--cutoff", 4000, 8000, "--filter", "cheby1", "--json", "out.json"]
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "LSD" in done.stdout
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert {row["cutoff_hz"] for row in figures["rows"]} == {4000.0, 8000.0}
+    assert figures["filter"] == "cheby1"
+    before = (tmp_path / "out.json").read_bytes()
+    assert cli.main(["eval", str(tiny_folder), str(tmp_path / "set"), "--json", str(tmp_path / "out.json")]) == 4
+    assert (tmp_path / "out.json").read_bytes() == before
+    assert cli.main(["eval", str(tiny_folder), str(tmp_path / "nothing")]) == 2
+    assert cli.main(["eval", str(tiny_folder), str(tmp_path / "set"), "--filter", "brickwal"]) == 2
+    assert cli.main(["eval", "no-such-model", str(tmp_path / "set")]) == 3

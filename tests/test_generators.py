@@ -1,0 +1,123 @@
+"""The SEANet generator: shapes, the known band, silence, receptive field, weight norm."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bwe import dsp, generators, layers
+
+SR = 48_000
+
+
+def tiny(**changes: object) -> generators.SEANet:
+    """A tiny generator whose head says something."""
+    torch.manual_seed(0)
+    return generators.SEANet(dataclasses.replace(generators.SIZES["tiny"], **changes)).eval()
+
+
+def speechlike(length: int, batch: int = 1, cutoff: float = 4000.0) -> torch.Tensor:
+    torch.manual_seed(1)
+    envelope = torch.sin(torch.arange(length) / 3000).abs()
+    return dsp.band_limit(torch.randn(batch, 1, length) * 0.1 * envelope, SR, cutoff)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 383, 384, 385, 4799, 48_001])
+def test_output_is_as_long_as_the_input(length: int) -> None:
+    x = speechlike(max(length, 10))[..., :length]
+    assert tiny()(x, torch.tensor([4000.0])).shape == x.shape
+
+
+def test_items_of_a_batch_do_not_touch_each_other() -> None:
+    model, x, cutoff = tiny(), speechlike(20_000, 2), torch.tensor([4000.0, 9000.0])
+    with torch.inference_mode():
+        both = model(x, cutoff)
+        for i in range(2):
+            assert torch.allclose(model(x[i : i + 1], cutoff[i : i + 1])[0], both[i], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", ["tiny", "S"])
+@pytest.mark.parametrize("cutoff", [2000.0, 4000.0, 12_000.0])
+def test_known_band_passes_exactly(size: str, cutoff: float) -> None:
+    torch.manual_seed(0)
+    model, x = generators.SEANet(generators.SIZES[size]).eval(), speechlike(SR, cutoff=cutoff)
+    with torch.inference_mode():
+        difference = model(x, torch.tensor([cutoff])) - x
+    window = torch.hann_window(SR)
+    spectrum = [torch.fft.rfft(s[0, 0] * window).abs().square() for s in (difference, x)]
+    below = torch.linspace(0, SR / 2, SR // 2 + 1) < cutoff - 300
+    assert difference.abs().max() > 1e-5, "the generator put nothing into the missing band"
+    assert 10 * torch.log10(spectrum[0][below].sum() / spectrum[1].sum()) < -90
+
+
+def test_without_passthrough_the_output_is_the_generators_own() -> None:
+    model, x = tiny(passthrough=False), speechlike(10_000)
+    y = model(x, torch.tensor([4000.0]))
+    assert not torch.allclose(y, x, atol=1e-3)
+
+
+def test_silence_stays_silent() -> None:
+    y = tiny()(torch.zeros(1, 1, 30_000), torch.tensor([4000.0]))
+    assert y.abs().max() < 10 ** (-90 / 20)
+
+
+def test_missing_band_follows_the_level_of_the_input() -> None:
+    model, x, cutoff = tiny(), speechlike(SR), torch.tensor([4000.0])
+    with torch.inference_mode():
+        loud, quiet = (model(gain * x, cutoff) - gain * x for gain in (1.0, 0.1))
+    ratio = 10 * torch.log10(loud.square().mean() / quiet.square().mean())
+    assert ratio == pytest.approx(20, abs=6)
+
+
+@pytest.mark.parametrize("size", ["tiny", "S", "B"])
+def test_receptive_field_covers_what_the_output_depends_on(size: str) -> None:
+    torch.manual_seed(0)
+    model = generators.SEANet(generators.SIZES[size]).eval()
+    reach = model.receptive_field
+    length = (2 * reach // model.hop + 6) * model.hop
+    centre = length // 2
+    x = speechlike(length).requires_grad_()
+    model.missing_band(x, torch.tensor([4000.0]))[0, 0, centre].backward()
+    assert x.grad is not None
+    touched = x.grad[0, 0].nonzero().flatten()
+    spread = max(centre - int(touched.min()), int(touched.max()) - centre) + dsp.splice_taps(SR) // 2
+    assert spread <= reach
+    assert spread > reach / 2, "the declared receptive field is far too wide"
+
+
+def test_folding_weight_norm_changes_nothing_and_loads_back() -> None:
+    model, x, cutoff = tiny(), speechlike(20_000), torch.tensor([4000.0])
+    with torch.inference_mode():
+        before = model(x, cutoff)
+    folded = generators.fold_weight_norm(tiny())
+    with torch.inference_mode():
+        assert torch.allclose(folded(x, cutoff), before, atol=1e-6)
+    fresh = generators.SEANet(generators.SIZES["tiny"])
+    layers.load_folded(fresh, folded.state_dict())
+    with torch.inference_mode():
+        assert torch.allclose(fresh.eval()(x, cutoff), before, atol=1e-6)
+    state = folded.state_dict()
+    state.pop("head.weight")
+    with pytest.raises(RuntimeError, match=r"head\.weight"):
+        layers.load_folded(fresh, state)
+
+
+def test_upsampling_starts_without_a_checkerboard() -> None:
+    torch.manual_seed(0)
+    y = layers.SubPixel(8, 4, 4)(torch.ones(1, 8, 1, 40))[..., 8:-8]
+    assert (y - y.mean(-1, keepdim=True)).abs().max() < 1e-6
+
+
+def test_cutoff_changes_what_is_generated() -> None:
+    model, x = tiny(), speechlike(20_000, cutoff=4000.0)
+    with torch.no_grad():
+        for film in (*model.encoder_film, *model.decoder_film):
+            torch.nn.init.normal_(film.affine.weight, std=0.5)
+        a, b = (model.missing_band(x[..., :19_968], torch.tensor([c])) for c in (4000.0, 8000.0))
+    assert not torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("change", [{"channels": (8, 8)}, {"strides": (3, 4)}, {"bands": 1000}, {"kernels": ((4,), (3,))}])
+def test_impossible_shapes_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="SEANet"):
+        dataclasses.replace(generators.SIZES["tiny"], **change)
