@@ -55,10 +55,10 @@ class Config:
     gain_db: tuple[float, float] = (-15.0, 3.0)
     tilt_db: tuple[float, float] = (-6.0, 20.0)
     slope_db: tuple[float, float] = (-2.0, 2.0)
-    equalise_share: float = 0.6
+    equalise_share: float = 0.5
     noise_exponent: tuple[float, float] = (-1.0, 1.0)
-    noise_dbfs: tuple[float, float] = (-90.0, -50.0)
-    noise_share: float = 0.8
+    noise_dbfs: tuple[float, float] = (-90.0, -55.0)
+    noise_share: float = 0.5
     input_noise_share: float = 0.1
     cutoff_jitter: float = 0.03
 
@@ -122,7 +122,7 @@ def through_resampler(x: Tensor, sample_rate: int, resampler: Resampler, cutoff_
     if resampler == "fft":
         return dsp.band_limit(x, sample_rate, nyquist), nyquist
     if resampler == "kaiser":
-        return dsp.resample(dsp.resample(x, sample_rate, rate), rate, sample_rate)[..., :length], nyquist * 0.97
+        return dsp.resample(dsp.resample(x, sample_rate, rate), rate, sample_rate)[..., :length], nyquist * 0.945
     if resampler == "linear":
         low = dsp.resample(x, sample_rate, rate).numpy()
         position = np.arange(length) * (rate / sample_rate)

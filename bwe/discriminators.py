@@ -41,15 +41,18 @@ class Config:
     bands: int = 24
     band_dilations: tuple[int, ...] = (1, 2, 3)
     period_width: int = 8
-    scale_width: int = 16
-    stft_width: int = 16
+    scale_width: int = 8
+    stft_width: int = 12
     band_width: int = 64
     subset: int = 0
     pre_emphasis: float = 0.95
 
 
 def _conv(d_in: int, d_out: int, kernel: tuple[int, int], **options: object) -> nn.Conv2d:
-    return weight_norm(nn.Conv2d(d_in, d_out, kernel, **options))  # type: ignore[arg-type]
+    layer = nn.Conv2d(d_in, d_out, kernel, **options)  # type: ignore[arg-type]
+    # Variance-keeping: the default initialisation shrinks the scores to nothing over six layers, and learning starts late.
+    nn.init.kaiming_normal_(layer.weight, a=LEAK)
+    return weight_norm(layer)
 
 
 class _Stack(nn.Module):
@@ -118,7 +121,7 @@ class Spectrum(_Stack):
 
     def __init__(self, n_fft: int, width: int) -> None:
         w = width
-        layers = [_conv(1, w, (7, 5), stride=(2, 1), padding=(3, 2))]
+        layers = [_conv(1, w, (7, 5), stride=(4, 1), padding=(3, 2))]
         layers += [_conv(w, w, (5, 3), stride=(2, 1), padding=(2, 1)), _conv(w, 2 * w, (5, 3), stride=(2, 2), padding=(2, 1))]
         layers += [_conv(2 * w, 2 * w, (3, 3), padding=(1, 1)), _conv(2 * w, 1, (3, 3), padding=(1, 1))]
         super().__init__(layers)
