@@ -417,9 +417,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
         raise OutputError(f"{path}: the folder {path.parent} is not writable")
 
 
-def write(
-    path: str | os.PathLike[str], x: np.ndarray, sr: int, subtype: str | None = None, overwrite: bool = False
-) -> int:
+def write(path: str | os.PathLike[str], x: np.ndarray, sr: int, subtype: str | None = None, overwrite: bool = False) -> int:
     """Write ``x``, float ``(C, T)``, to ``path`` in the format of its extension; returns how many samples were clipped.
 
     ``subtype`` is libsndfile's name of the sample format (``PCM_16``, ``PCM_24``, ``FLOAT``, ``VORBIS`` …), by default

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -86,9 +87,7 @@ class Period(_Stack):
     def forward(self, x: Tensor) -> list[Tensor]:
         """`(B, 1, T)` -> maps `(B * period, D, 1, N)`: kernels never span phases, so the phases can be a batch."""
         x = F.pad(x, (0, -x.shape[-1] % self.period), mode="reflect")
-        batch = x.shape[0]
-        phases = x.view(batch, -1, self.period).transpose(1, 2).reshape(batch * self.period, 1, 1, -1)
-        return self.features(phases)
+        return self.features(rearrange(x, "b 1 (n p) -> (b p) 1 1 n", p=self.period))
 
 
 class Scale(_Stack):

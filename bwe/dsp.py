@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from scipy import optimize, signal
 from scipy.fft import next_fast_len
 from torch import Tensor, nn
@@ -247,10 +248,10 @@ class PQMF(nn.Module):
         # The transposed convolution in polyphase form: an ordinary convolution to K phases that are then interleaved.
         reach = -(-self.margin // self.bands)
         taps = F.pad(self.filters[:, 0], (reach * self.bands - self.margin, (reach + 1) * self.bands - self.margin - 1))
-        kernel = taps.view(self.bands, 2 * reach + 1, self.bands).permute(2, 0, 1).flip(-1)
+        kernel = rearrange(taps, "k (n m) -> m k n", m=self.bands).flip(-1)
         with torch.autocast(bands.device.type, enabled=False):
             phases = F.conv1d(bands, kernel, padding=reach)
-        return phases.transpose(1, 2).reshape(bands.shape[0], 1, -1)
+        return rearrange(phases, "b m n -> b 1 (n m)")
 
 
 @lru_cache(maxsize=32)

@@ -67,9 +67,7 @@ class Extender:
             raise ConfigError(f"device {str(device)!r} cannot be used ({str(error).splitlines()[0]})") from None
         return self
 
-    def __call__(
-        self, x: Audio, sr: int, cutoff: float | None = None, chunk_seconds: float | None = 4.0
-    ) -> Audio:
+    def __call__(self, x: Audio, sr: int, cutoff: float | None = None, chunk_seconds: float | None = 10.0) -> Audio:
         """Resample ``x`` to `sample_rate` and fill the band above its cut-off.
 
         Args:
@@ -95,7 +93,7 @@ class Extender:
         return y.reshape(*x.shape[:-1], y.shape[-1]).cpu().numpy().astype(x.dtype, copy=False)
 
     def _run(
-        self, x: Tensor, sr: int, cutoff: float | None, chunk_seconds: float | None = 4.0
+        self, x: Tensor, sr: int, cutoff: float | None, chunk_seconds: float | None = 10.0
     ) -> tuple[Tensor, Tensor, list[float]]:
         """``(B, C, T)`` float32 → extended ``(B, C, T')``, resampled ``(B, C, T')``, the cut-off of each of the B."""
         rate = self.sample_rate

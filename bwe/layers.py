@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
@@ -130,6 +131,5 @@ class SubPixel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, d_in, 1, N)` -> `(B, d_out, 1, N * stride)`."""
-        y = self.conv(x).permute(0, 2, 3, 1)
-        batch, _, frames, channels = y.shape
-        return y.reshape(batch, 1, frames * self.stride, channels // self.stride).permute(0, 3, 1, 2)
+        # Only strides change: in channels-last memory the phases of a frame already lie one after the other.
+        return rearrange(self.conv(x), "b (s d) 1 n -> b d 1 (n s)", s=self.stride)

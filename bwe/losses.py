@@ -92,9 +92,7 @@ class LogMel(nn.Module):
         for n_fft, n_mels in self.resolutions:
             bank = dsp.mel_filterbank(self.sample_rate, n_fft, n_mels).to(estimate.device)
             floor = bank.sum(0).clamp(min=1.0)[:, None] * POWER_FLOOR
-            logs = [
-                (bank.T @ dsp.power_spectrogram(x, n_fft, n_fft // 4) + floor).log() for x in (estimate, reference)
-            ]
+            logs = [(bank.T @ dsp.power_spectrogram(x, n_fft, n_fft // 4) + floor).log() for x in (estimate, reference)]
             terms.append((logs[0] - logs[1]).abs().mean() / 2)
         return torch.stack(terms).mean()
 

@@ -98,9 +98,7 @@ def _mean_lsd(
     return torch.where(mask, per_frame, 0.0).sum(-1) / mask.sum(-1)
 
 
-def lsd(
-    ref: Signal, est: Signal, sr: int, convention: Convention = "apbwe", frames: Signal | None = None
-) -> Tensor:
+def lsd(ref: Signal, est: Signal, sr: int, convention: Convention = "apbwe", frames: Signal | None = None) -> Tensor:
     """Log-spectral distance: mean over frames of √(mean over bins of Δ²), in log10 of power (0.1 is 1 dB).
 
     - ``"apbwe"`` (AP-BWE, arXiv:2401.06387, and before it NU-Wave 2): STFT 2048/512 at every rate,

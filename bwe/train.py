@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -244,9 +245,7 @@ class GANTask:
         self.steps_done += 1
         return stats
 
-    def _discriminator_step(
-        self, real: Tensor, fake: Tensor, subset: list[int], autocast: torch.autocast
-    ) -> dict[str, float]:
+    def _discriminator_step(self, real: Tensor, fake: Tensor, subset: list[int], autocast: torch.autocast) -> dict[str, float]:
         r, o = self.recipe, self.recipe.optim
         with autocast:
             scores_real, scores_fake = self.discriminator(real, subset), self.discriminator(fake, subset)
@@ -627,7 +626,7 @@ def main(recipe_path: str, overrides: list[str], run_dir: str | None = None, res
     (run / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1))
 
     def say(line: str) -> None:
-        print(line, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
     if recipe.threads:
         torch.set_num_threads(recipe.threads)

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -388,6 +389,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, voice: Voice, 
     ) as process:
         while not list(tmp_path.glob(".bwe-*.tmp")):
             assert process.poll() is None
+            time.sleep(0.002)
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == -number

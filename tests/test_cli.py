@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,9 +99,7 @@ def test_usage_errors(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exit_codes_and_sentences(
-    capsys: pytest.CaptureFixture[str], talk: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_exit_codes_and_sentences(capsys: pytest.CaptureFixture[str], talk: Path, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "page.wav").write_text("<html>not found</html>")
     (tmp_path / "empty.wav").write_bytes(b"")
     broken = tmp_path / "broken"
@@ -175,11 +174,12 @@ def test_a_pickle_is_never_run(talk: Path, tiny_folder: Path, tmp_path: Path) ->
 def test_an_interrupted_run_leaves_no_half_file(
     tmp_path: Path, tiny_folder: Path, voice: Voice, number: signal.Signals
 ) -> None:
-    audio.write(tmp_path / "long.wav", np.tile(0.2 * voice(480_000, 48_000), (1, 8)), 48_000)
+    audio.write(tmp_path / "long.wav", np.tile(0.2 * voice(480_000, 48_000), (1, 6)), 48_000)
     command = [sys.executable, "-m", "bwe", "extend", "long.wav", "-m", str(tiny_folder), "-o", "out.flac"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob(".bwe-*.tmp")):
             assert process.poll() is None
+            time.sleep(0.002)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert [p.name for p in tmp_path.iterdir()] == ["long.wav"]

@@ -125,9 +125,7 @@ def test_44100_hz_material_inside_48000_hz() -> None:
 def test_mp3_shelf(compression: float, low: float, high: float) -> None:
     buffer = io.BytesIO()
     x = talk(4.0, tilt_db=20)
-    sf.write(
-        buffer, x, SR, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="CONSTANT", compression_level=compression
-    )
+    sf.write(buffer, x, SR, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="CONSTANT", compression_level=compression)
     buffer.seek(0)
     y, sr = sf.read(buffer)
     found = dsp.detect_cutoff(y, sr)

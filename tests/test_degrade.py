@@ -34,7 +34,18 @@ def test_input_ends_at_the_cutoff_that_is_reported(kind: str) -> None:
     d = degrade.Degradation()
     p = d.sample(np.random.default_rng(0), 1)[0]
     silent = (-np.inf, 0.0, 0)
-    p = replace(p, filter=kind, cutoff_hz=6000.0, order=8, gain_db=0.0, tilt_db=0.0, slope_db=0.0, noise=silent, input_noise=silent, told=1.0)
+    p = replace(
+        p,
+        filter=kind,
+        cutoff_hz=6000.0,
+        order=8,
+        gain_db=0.0,
+        tilt_db=0.0,
+        slope_db=0.0,
+        noise=silent,
+        input_noise=silent,
+        told=1.0,
+    )
     x = clips(1, SR)
     pair = d.apply(x, SR, [p])
     assert torch.equal(pair.target, x)

@@ -8,7 +8,14 @@ from bwe import discriminators, dsp, losses
 
 SR = 48_000
 SMALL = discriminators.Config(
-    periods=(2, 5), scales=2, fft_sizes=(512,), band_dilations=(1, 3), period_width=4, scale_width=4, stft_width=4, band_width=8
+    periods=(2, 5),
+    scales=2,
+    fft_sizes=(512,),
+    band_dilations=(1, 3),
+    period_width=4,
+    scale_width=4,
+    stft_width=4,
+    band_width=8,
 )
 
 
@@ -54,7 +61,8 @@ def test_subset_is_drawn_from_the_rng_and_computed_alone() -> None:
 
 def test_width_is_configurable() -> None:
     narrow, wide = (
-        sum(p.numel() for p in discriminators.Ensemble(discriminators.Config(period_width=w), SR).parameters()) for w in (4, 16)
+        sum(p.numel() for p in discriminators.Ensemble(discriminators.Config(period_width=w), SR).parameters())
+        for w in (4, 16)
     )
     assert wide > narrow
 
@@ -75,7 +83,7 @@ def test_each_member_learns_to_tell_a_missing_band(index: int) -> None:
     ensemble = discriminators.Ensemble(SMALL, SR)
     optimizer = torch.optim.Adam(ensemble.members[index].parameters(), lr=5e-3, betas=(0.5, 0.9))
     first = last = 0.0
-    for step in range(40):
+    for _ in range(40):
         real = torch.randn(4, 1, 4800) * 0.1
         fake = dsp.band_limit(torch.randn(4, 1, 4800) * 0.1, SR, 6000.0)
         loss = losses.discriminator_adversarial(ensemble(real, [index]), ensemble(fake, [index]), "hinge")

@@ -77,7 +77,7 @@ def test_resample_keeps_a_tone_and_its_phase(sr_in: int, sr_out: int) -> None:
 
 
 def test_resample_agrees_with_scipy_on_band_limited_noise(noise: np.ndarray) -> None:
-    low = dsp.lowpass(noise, SR, 5000, "cheby1", 10)[: SR]
+    low = dsp.lowpass(noise, SR, 5000, "cheby1", 10)[:SR]
     ours = dsp.resample(torch.from_numpy(low), SR, 16_000).numpy()
     theirs = signal.resample_poly(low, 1, 3, window=("kaiser", 12.0))
     inner = slice(1000, -1000)

@@ -29,7 +29,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("smoke")
     done = run(cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder / "runs" / "smoke", done.stdout
+    assert done.stdout.strip() == "runs/smoke"
+    return folder / "runs" / "smoke", done.stderr
 
 
 def test_smoke_recipe_learns_faces_discriminators_and_exports(smoke: tuple[Path, str]) -> None:
@@ -164,7 +165,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoints.load(3)
 
 
-def test_failing_trackers_do_not_stop_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_trackers_do_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "no-such-mode")
     recipe = train.load_recipe(SMOKE, ['trackers=["wandb"]'])
