@@ -133,7 +133,7 @@ class CropConfig:
     """
 
     seconds: float = 0.5
-    speaker_power: float = 0.5
+    speaker_power: float = 1.0
     seed: int = 0
 
 

@@ -58,7 +58,7 @@ class Config:
     equalise_share: float = 0.5
     noise_exponent: tuple[float, float] = (-1.0, 1.0)
     noise_dbfs: tuple[float, float] = (-90.0, -55.0)
-    noise_share: float = 0.5
+    noise_share: float = 0.6
     input_noise_share: float = 0.1
     cutoff_jitter: float = 0.03
 
