@@ -159,14 +159,20 @@ def band_limit(x: Tensor, sr: int, cutoff_hz: Tensor | float, width_hz: float = 
     return torch.fft.irfft(spectrum * gain.to(x.dtype), size)[..., margin : margin + length]
 
 
-def splice_taps(sr: int, transition_hz: float = 300.0, attenuation_db: float = 100.0) -> int:
+# Where the generated band fades in, relative to the cut-off: hardly below it, so that the known band keeps its own level to
+# the last bin, and soon after, so that no gap shows in a spectrogram.
+SPLICE_HZ = (-50.0, 250.0)
+_SPLICE_ATTENUATION_DB = 100.0
+
+
+def splice_taps(sr: int) -> int:
     """Odd number of taps of the Kaiser-windowed FIR that `splice_highpass` needs (Kaiser 1974, eq. for N)."""
-    half = (attenuation_db - 8) / (2.285 * 2 * math.pi * transition_hz / sr) / 2
-    return 2 * math.ceil(half) + 1
+    width = 2 * math.pi * (SPLICE_HZ[1] - SPLICE_HZ[0]) / sr
+    return 2 * math.ceil((_SPLICE_ATTENUATION_DB - 8) / (2.285 * width) / 2) + 1
 
 
-def splice_highpass(x: Tensor, sr: int, cutoff_hz: Tensor, transition_hz: float = 300.0) -> Tensor:
-    """Linear-phase high-pass without delay: gain 1 above the cut-off, below -100 dB under `cutoff_hz - transition_hz`.
+def splice_highpass(x: Tensor, sr: int, cutoff_hz: Tensor) -> Tensor:
+    """Linear-phase high-pass without delay: below -95 dB up to `cutoff_hz - 50`, gain 1 from `cutoff_hz + 250` Hz.
 
     Args:
         x: `(B, 1, T)`.
@@ -176,11 +182,12 @@ def splice_highpass(x: Tensor, sr: int, cutoff_hz: Tensor, transition_hz: float 
     Returns:
         `(B, 1, T)`.
     """
-    length, taps = x.shape[-1], splice_taps(sr, transition_hz)
+    length, taps = x.shape[-1], splice_taps(sr)
     half = taps // 2
-    centre = (cutoff_hz.to(x.device, torch.float32) - transition_hz / 2).clamp(min=0.0)[:, None] * (2 / sr)
+    middle = cutoff_hz.to(x.device, torch.float32) + sum(SPLICE_HZ) / 2
+    centre = middle.clamp(min=0.0)[:, None] * (2 / sr)
     n = torch.arange(-half, half + 1, device=x.device, dtype=torch.float32)
-    window = torch.kaiser_window(taps, periodic=False, beta=0.1102 * (100 - 8.7), device=x.device)
+    window = torch.kaiser_window(taps, periodic=False, beta=0.1102 * (_SPLICE_ATTENUATION_DB - 8.7), device=x.device)
     kernel = -centre * torch.sinc(centre * n) * window
     kernel[:, half] += 1.0
     # Overlap-save in blocks that stay in cache; a single long FFT costs four times as much.
