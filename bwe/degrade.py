@@ -53,9 +53,9 @@ class Config:
     iir_share: float = 0.5
     order: tuple[int, int] = (2, 10)
     gain_db: tuple[float, float] = (-15.0, 3.0)
-    tilt_db: tuple[float, float] = (-6.0, 20.0)
+    tilt_db: tuple[float, float] = (-3.0, 24.0)
     slope_db: tuple[float, float] = (-2.0, 2.0)
-    equalise_share: float = 0.5
+    equalise_share: float = 0.6
     noise_exponent: tuple[float, float] = (-1.0, 1.0)
     noise_dbfs: tuple[float, float] = (-90.0, -55.0)
     noise_share: float = 0.6

@@ -52,7 +52,7 @@ class LossConfig:
     log_mel: float = 1.0
     band_energy: float = 1.0
     adversarial: Literal["hinge", "ls"] = "hinge"
-    balancer: losses.BalancerConfig = losses.BalancerConfig(shares={"rec": 0.5, "feat": 0.3, "adv": 0.2})
+    balancer: losses.BalancerConfig = losses.BalancerConfig(shares={"rec": 0.6, "feat": 0.1, "adv": 0.3})
 
 
 @dataclass(frozen=True, kw_only=True)
