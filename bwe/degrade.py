@@ -39,10 +39,12 @@ class Config:
         gain_db: level change of target and input alike.
         tilt_db, slope_db: random equalisation of target and input alike, as microphones and rooms do it: a gain linear in
             frequency that reaches `tilt_db` at half the sample rate, and one of `slope_db` per octave, both from 1 kHz up.
-        equalise_share: share of clips with equalisation.
+        clean_share: share of clips that get no equalisation and no noise, so that a known source is learned as it is.
+        equalise_share: share of the other clips with equalisation; the noise shares are of the other clips, too.
         noise_exponent: spectral exponent of the noise, power falling as 1 / f**exponent (0 white, 1 pink, -1 blue).
         noise_dbfs: RMS level of the background noise in dB re full scale.
         noise_share: share of clips with background noise in target and input alike.
+        rumble_dbfs, rumble_share: the same of noise that falls by 6 to 12 dB an octave: handling, wind, ventilation.
         input_noise_share: share of clips with additional noise in the input only.
         cutoff_jitter: relative error (uniform, +-) of the cut-off that the generator is told.
     """
@@ -53,12 +55,15 @@ class Config:
     iir_share: float = 0.5
     order: tuple[int, int] = (2, 10)
     gain_db: tuple[float, float] = (-15.0, 3.0)
-    tilt_db: tuple[float, float] = (-3.0, 24.0)
+    clean_share: float = 0.35
+    tilt_db: tuple[float, float] = (-3.0, 28.0)
     slope_db: tuple[float, float] = (-2.0, 2.0)
-    equalise_share: float = 0.6
+    equalise_share: float = 0.8
     noise_exponent: tuple[float, float] = (-1.0, 1.0)
     noise_dbfs: tuple[float, float] = (-90.0, -55.0)
-    noise_share: float = 0.6
+    noise_share: float = 0.75
+    rumble_dbfs: tuple[float, float] = (-70.0, -30.0)
+    rumble_share: float = 0.6
     input_noise_share: float = 0.1
     cutoff_jitter: float = 0.03
 
@@ -67,8 +72,8 @@ class Config:
 class Parameters:
     """One clip's degradation, as drawn by `Degradation.sample`; units as in `Config`.
 
-    `filter` is an IIR family or a resampler; `noise` and `input_noise` are (level in dBFS, spectral exponent, seed), level
-    `-inf` for none. `told` is the factor on the reported cut-off.
+    `filter` is an IIR family or a resampler; `noise`, `rumble` and `input_noise` are (level in dBFS, spectral exponent, seed),
+    level `-inf` for none. `told` is the factor on the reported cut-off.
     """
 
     filter: str
@@ -80,6 +85,7 @@ class Parameters:
     tilt_db: float
     slope_db: float
     noise: tuple[float, float, int]
+    rumble: tuple[float, float, int]
     input_noise: tuple[float, float, int]
     told: float
 
@@ -155,11 +161,16 @@ class Degradation:
     def _sample_one(self, rng: np.random.Generator) -> Parameters:
         c = self.config
 
-        def noise(share: float) -> tuple[float, float, int]:
-            level, exponent, seed = rng.uniform(*c.noise_dbfs), rng.uniform(*c.noise_exponent), int(rng.integers(2**31))
-            return (level if rng.random() < share else -np.inf, exponent, seed)
+        clean = rng.random() < c.clean_share
 
-        equalised = rng.random() < c.equalise_share
+        def noise(
+            share: float, dbfs: tuple[float, float] = c.noise_dbfs, exponents: tuple[float, float] = c.noise_exponent
+        ) -> tuple[float, float, int]:
+            level, exponent, seed = rng.uniform(*dbfs), rng.uniform(*exponents), int(rng.integers(2**31))
+            present = rng.random() < share and not clean
+            return (level if present else -np.inf, exponent, seed)
+
+        equalised = rng.random() < c.equalise_share and not clean
         kinds: tuple[str, ...] = c.families if rng.random() < c.iir_share else c.resamplers
         return Parameters(
             filter=str(rng.choice(kinds)),
@@ -171,6 +182,7 @@ class Degradation:
             tilt_db=float(rng.uniform(*c.tilt_db)) * equalised,
             slope_db=float(rng.uniform(*c.slope_db)) * equalised,
             noise=noise(c.noise_share),
+            rumble=noise(c.rumble_share, c.rumble_dbfs, (2.0, 4.0)),
             input_noise=noise(c.input_noise_share),
             told=float(1 + rng.uniform(-c.cutoff_jitter, c.cutoff_jitter)),
         )
@@ -193,8 +205,9 @@ class Degradation:
         target = x * 10 ** (p.gain_db / 20)
         if p.tilt_db or p.slope_db:
             target = equalise(target, sample_rate, p.tilt_db, p.slope_db)
-        if np.isfinite(p.noise[0]):
-            target = target + torch.from_numpy(coloured_noise(x.shape[-1], *p.noise))
+        for noise in (p.noise, p.rumble):
+            if np.isfinite(noise[0]):
+                target = target + torch.from_numpy(coloured_noise(x.shape[-1], *noise))
         narrow = target
         if np.isfinite(p.input_noise[0]):
             narrow = narrow + torch.from_numpy(coloured_noise(x.shape[-1], *p.input_noise))

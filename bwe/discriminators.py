@@ -5,7 +5,6 @@ Every sub-discriminator maps `(B, 1, T)` to a list of feature maps, the last of 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,8 +31,8 @@ class Config:
         band_dilations: one multi-band sub-discriminator each.
         period_width, scale_width, stft_width, band_width: channels of the first layer of each kind.
         subset: sub-discriminators drawn at each step; 0 for all.
-        pre_emphasis: coefficient of the first difference before the waveform discriminators, which else see little but
-            the bass; 0 for none.
+        pre_emphasis: coefficient a of (1 - a / z)^2 before the waveform discriminators, which else see little but the bass;
+            0 for none.
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
@@ -189,9 +188,10 @@ class Ensemble(nn.Module):
         """`(B, 1, T)` -> one list of feature maps per member of `subset` (default: all); the last map is the score."""
         emphasised = x
         if self.config.pre_emphasis:
-            a = self.config.pre_emphasis
-            # Scaled to the gain of white noise, so that levels stay comparable.
-            emphasised = (x - a * F.pad(x[..., :-1], (1, 0))) / math.sqrt(1 + a * a)
+            for _ in range(2):
+                emphasised = emphasised - self.config.pre_emphasis * F.pad(emphasised[..., :-1], (1, 0))
+            # What is left of speech is small and spans 60 dB; compressed, its pauses count too.
+            emphasised = torch.asinh(emphasised * 300) * 0.3
         outputs = []
         for index in range(len(self)) if subset is None else subset:
             member = self.members[index]

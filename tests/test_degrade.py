@@ -43,13 +43,14 @@ def test_input_ends_at_the_cutoff_that_is_reported(kind: str) -> None:
         tilt_db=0.0,
         slope_db=0.0,
         noise=silent,
+        rumble=silent,
         input_noise=silent,
         told=1.0,
     )
     x = clips(1, SR)
     pair = d.apply(x, SR, [p])
     assert torch.equal(pair.target, x)
-    assert float(pair.cutoff_hz) == pytest.approx(6000, rel=0.04)
+    assert float(pair.cutoff_hz) == pytest.approx(6000, rel=0.06)
     spectrum = [dsp.power_spectrogram(s[0, 0], 2048, 512).mean(-1) for s in (pair.input, pair.target)]
     gain = 10 * torch.log10(spectrum[0] / spectrum[1] + 1e-12)
     frequency = torch.linspace(0, SR / 2, 1025)
@@ -59,7 +60,9 @@ def test_input_ends_at_the_cutoff_that_is_reported(kind: str) -> None:
 
 
 def test_noise_is_in_both_and_sometimes_more_in_the_input() -> None:
-    d = degrade.Degradation(degrade.Config(noise_share=1.0, input_noise_share=1.0, noise_dbfs=(-60, -60)))
+    d = degrade.Degradation(
+        degrade.Config(clean_share=0.0, noise_share=1.0, input_noise_share=1.0, noise_dbfs=(-60, -60), rumble_share=0.0)
+    )
     p = d.sample(np.random.default_rng(0), 1)
     x = torch.zeros(1, 1, SR)
     pair = d.apply(x, SR, p)
@@ -98,3 +101,16 @@ def test_equalisation_tilts_by_what_it_says() -> None:
     octave = degrade.equalise(x, SR, tilt_db=0.0, slope_db=-2.0)
     at_8k = 20 * torch.log10(torch.fft.rfft(octave[0, 0]).abs() / spectrum[1])[8000]
     assert float(at_8k) == pytest.approx(-6, abs=0.05)
+
+
+def test_clean_clips_are_left_as_they_are() -> None:
+    d, x = degrade.Degradation(degrade.Config(clean_share=1.0, gain_db=(0.0, 0.0))), clips(4)
+    assert torch.equal(d.apply(x, SR, d.sample(np.random.default_rng(0), 4)).target, x)
+
+
+def test_rumble_is_low() -> None:
+    d = degrade.Degradation(degrade.Config(clean_share=0.0, noise_share=0.0, input_noise_share=0.0, rumble_share=1.0))
+    pair = d.apply(torch.zeros(1, 1, SR), SR, d.sample(np.random.default_rng(0), 1))
+    power = torch.fft.rfft(pair.target[0, 0]).abs().square()
+    assert -71 < 10 * np.log10(float(pair.target.square().mean())) < -29
+    assert float(power[:200].sum() / power.sum()) > 0.95

@@ -34,9 +34,7 @@ def test_first_command_extends_an_example(beside_examples: Path) -> None:
     assert "\n" not in line, "set-up and main job are one line"
     assert "pip install -c constraints.txt" in line
     words = line.split("bin/bwe ")[-1].split()
-    done = subprocess.run(
-        [sys.executable, "-m", "bwe", *words], capture_output=True, text=True, timeout=100, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "bwe", *words], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     shown = next(block for block in blocks("text") if "real time" in block)
     for part in ("kHz → ", "known band kept to", "null", "× real time"):
