@@ -55,7 +55,7 @@ class Config:
     iir_share: float = 0.5
     order: tuple[int, int] = (2, 10)
     gain_db: tuple[float, float] = (-15.0, 3.0)
-    clean_share: float = 0.35
+    clean_share: float = 0.1
     tilt_db: tuple[float, float] = (-3.0, 28.0)
     slope_db: tuple[float, float] = (-2.0, 2.0)
     equalise_share: float = 0.8
