@@ -214,7 +214,6 @@ def batches(crops: Crops, batch: int, steps: int, start: int = 0, workers: int =
         num_workers=workers,
         worker_init_fn=_one_thread,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context="fork" if workers else None,
     )
     try:
         yield from loader

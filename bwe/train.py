@@ -158,6 +158,7 @@ class GANTask:
             self.optimizers["discriminator"] = torch.optim.AdamW(parameters, lr=o.discriminator_lr, **adam)  # type: ignore[arg-type]
         self.steps_done = 0
         self.skipped = 0
+        self.heard = False
 
     def _warm_start(self, name: str) -> None:
         source, _, _ = hub.read(name)
@@ -273,7 +274,8 @@ class GANTask:
 
     @torch.inference_mode()
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Metrics of the averaged generator on brick-wall inputs; `score` is the mean LSD-HF plus a tenth of |HF bias|."""
+        """Metrics of the averaged generator on brick-wall inputs; `score` is the mean of LSD-HF plus a tenth of the
+        decibels by which |HF bias| exceeds 1."""
         rate = self.recipe.generator.sample_rate
         totals: dict[str, list[float]] = {}
         listen: dict[str, Tensor] = {}
@@ -291,9 +293,10 @@ class GANTask:
                     totals.setdefault(f"val/{cutoff:g}/{name}", []).append(value)
                 if number < 4:
                     listen[f"{cutoff:g}/{number}/pred"] = y
-                    if self.steps_done == 0 or number == 0:
+                    if not self.heard:
                         listen[f"{cutoff:g}/{number}/ref"] = clip
                         listen[f"{cutoff:g}/{number}/low"] = low[0, 0].cpu()
+        self.heard = True  # the inputs and references of the fixed clips go to the trackers once
         result = {name: float(np.mean(values)) for name, values in totals.items()}
         scores = [
             result[f"val/{c:g}/lsd_hf"] + 0.1 * max(0.0, abs(result[f"val/{c:g}/hf_bias"]) - 1)
