@@ -226,7 +226,8 @@ class Report:
             f"{speed} real time",
         ]
         if self.clipped:
-            parts.append(f"clipped {self.clipped} samples ({-20 * math.log10(self.peak):.1f} dB would fit)".replace("-", "−"))
+            excess = math.ceil(200 * math.log10(self.peak)) / 10  # rounded up: what is shown must fit
+            parts.append(f"clipped {self.clipped} samples (−{excess:.1f} dB would fit)")
         return "  ".join(parts)
 
 

@@ -333,7 +333,7 @@ def test_extend_says_when_there_is_nothing_to_fill_and_when_it_clipped(tiny: Ext
     assert infer.extend(tmp_path / "loud.wav", model=tiny).clipped == 0
     loud = infer.extend(tmp_path / "loud.wav", tmp_path / "loud.flac", tiny)
     assert loud.clipped == int((np.abs(audio.read(tmp_path / "loud.wav")[0]) > 1).sum()) > 1_000
-    assert str(loud).endswith(f"clipped {loud.clipped} samples (−3.5 dB would fit)")
+    assert str(loud).endswith(f"clipped {loud.clipped} samples (−3.6 dB would fit)")
 
 
 def test_failed_inputs_leave_nothing(tiny: Extender, tmp_path: Path) -> None:
