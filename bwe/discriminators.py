@@ -128,7 +128,7 @@ class Spectrum(_Stack):
     def forward(self, x: Tensor) -> list[Tensor]:
         """`(B, 1, T)` -> maps `(B, D, F', N')`."""
         power = dsp.power_spectrogram(x.float(), self.n_fft, self.n_fft // 4)
-        # Normalised to a full-scale window, floored like LSD, mapped to about [-1, 1].
+        # Floored like LSD; speech then lies in about [-1, 1.5].
         return self.features(((power + 1e-8).log10() + 4) / 4)
 
 
@@ -164,10 +164,9 @@ class Ensemble(nn.Module):
         names: of the sub-discriminators, e.g. "mpd_2", "msd_1", "mrd_512", "mbd_1".
     """
 
-    def __init__(self, config: Config, sample_rate: int) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         c = self.config = config
-        self.sample_rate = sample_rate
         members: dict[str, nn.Module] = {f"mpd_{p}": Period(p, c.period_width) for p in c.periods}
         members |= {f"msd_{2**i}": Scale(2**i, c.scale_width) for i in range(c.scales)}
         members |= {f"mrd_{n}": Spectrum(n, c.stft_width) for n in c.fft_sizes}

@@ -255,7 +255,7 @@ def _narrow(x: Tensor, sr: int, cutoff_hz: float, filter: str) -> Tensor:
         return dsp.band_limit(x, sr, cutoff_hz)
     if filter in dsp.FILTER_FAMILIES:
         filtered = dsp.lowpass(x.double().numpy(), sr, cutoff_hz, filter, order=8, ripple_db=0.05)
-        return torch.from_numpy(np.ascontiguousarray(filtered, dtype=np.float32))
+        return torch.from_numpy(filtered.astype(np.float32))
     if filter == "soxr":
         try:
             import soxr

@@ -104,7 +104,7 @@ class Extender:
         channels = x.shape[1]
         resampled = dsp.resample(x.to(self.device), sr, rate)
         y = resampled.clone()
-        cutoffs = [cutoff or min(_detect(signal, rate), sr / 2) for signal in resampled]
+        cutoffs = [cutoff or min(dsp.detect_cutoff(signal, rate), sr / 2) for signal in resampled]
         chosen = [i for i, hz in enumerate(cutoffs) if cutoff or hz < FULL_BAND * rate / 2]
         if not chosen or not channels or not y.shape[-1]:
             return y, resampled, cutoffs
@@ -170,10 +170,6 @@ def _check_cutoff(cutoff: float, sr: int, rate: int) -> float:
     if hz > sr / 2:
         raise ConfigError(f"cutoff {hz:g} Hz is above {sr / 2:g} Hz, half the input's sample rate; leave it out to find it")
     return hz
-
-
-def _detect(signal: Tensor, rate: int) -> float:
-    return float(dsp.detect_cutoff(signal, rate))
 
 
 def load(name: str | os.PathLike[str] = DEFAULT_MODEL, device: str | torch.device = "cpu") -> Extender:

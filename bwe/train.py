@@ -122,7 +122,7 @@ class Task(Protocol):
     def step(self, batch: dict[str, Tensor]) -> dict[str, float]: ...
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Numbers, `score` among them (lower is better), and clips `(T,)` to listen to by name."""
+        """Numbers, `val/score` among them (lower is better), and clips `(T,)` to listen to by name."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -141,7 +141,7 @@ class GANTask:
         self.device = torch.device(pick_device(recipe.device))
         torch.manual_seed(recipe.seed)
         self.generator = generators.SEANet(recipe.generator).to(self.device)
-        self.discriminator = discriminators.Ensemble(recipe.discriminators, recipe.generator.sample_rate).to(self.device)
+        self.discriminator = discriminators.Ensemble(recipe.discriminators).to(self.device)
         if recipe.init:
             self._warm_start(recipe.init)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)

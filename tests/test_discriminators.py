@@ -20,7 +20,7 @@ SMALL = discriminators.Config(
 
 
 def test_every_member_returns_maps_and_a_score() -> None:
-    ensemble = discriminators.Ensemble(SMALL, SR)
+    ensemble = discriminators.Ensemble(SMALL)
     assert ensemble.names == ["mpd_2", "mpd_5", "msd_1", "msd_2", "mrd_512", "mbd_1", "mbd_3"]
     outputs = ensemble(torch.randn(2, 1, 6001) * 0.1)
     assert len(outputs) == 7
@@ -42,13 +42,13 @@ def test_every_member_returns_maps_and_a_score() -> None:
 )
 def test_any_combination(kind: dict[str, object], names: list[str]) -> None:
     nothing: dict[str, object] = {"periods": (), "scales": 0, "fft_sizes": (), "bands": 0}
-    ensemble = discriminators.Ensemble(discriminators.Config(**{**nothing, **kind}), SR)  # type: ignore[arg-type]
+    ensemble = discriminators.Ensemble(discriminators.Config(**{**nothing, **kind}))  # type: ignore[arg-type]
     assert ensemble.names == names
     assert len(ensemble(torch.zeros(1, 1, 4000))) == len(names) == len(ensemble)
 
 
 def test_subset_is_drawn_from_the_rng_and_computed_alone() -> None:
-    ensemble = discriminators.Ensemble(discriminators.Config(**{**SMALL.__dict__, "subset": 2}), SR)
+    ensemble = discriminators.Ensemble(discriminators.Config(**{**SMALL.__dict__, "subset": 2}))
     draws = [ensemble.draw(np.random.default_rng([0, i])) for i in range(40)]
     assert draws[7] == ensemble.draw(np.random.default_rng([0, 7]))
     assert all(len(d) == 2 for d in draws)
@@ -61,8 +61,7 @@ def test_subset_is_drawn_from_the_rng_and_computed_alone() -> None:
 
 def test_width_is_configurable() -> None:
     narrow, wide = (
-        sum(p.numel() for p in discriminators.Ensemble(discriminators.Config(period_width=w), SR).parameters())
-        for w in (4, 16)
+        sum(p.numel() for p in discriminators.Ensemble(discriminators.Config(period_width=w)).parameters()) for w in (4, 16)
     )
     assert wide > narrow
 
@@ -80,7 +79,7 @@ def test_period_discriminator_never_mixes_phases() -> None:
 @pytest.mark.parametrize("index", range(7))
 def test_each_member_learns_to_tell_a_missing_band(index: int) -> None:
     torch.manual_seed(0)
-    ensemble = discriminators.Ensemble(SMALL, SR)
+    ensemble = discriminators.Ensemble(SMALL)
     optimizer = torch.optim.Adam(ensemble.members[index].parameters(), lr=5e-3, betas=(0.5, 0.9))
     first = last = 0.0
     for _ in range(40):
