@@ -55,10 +55,17 @@ def _build_parser() -> _Parser:
     models = add("models", _models, "List the shipped models.")
     models.add_argument("--json", action="store_true", help="as a JSON list")
 
+    prepare = add("prepare", _prepare, "Pack a folder of recordings for training, and check every file of it.")
+    prepare.add_argument("folder", metavar="FOLDER", help="recordings, with or without a manifest.csv")
+    prepare.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the packed train/ and valid/")
+    prepare.add_argument("--rate", type=_positive, default=48_000, metavar="HZ", help="sample rate (default: 48000)")
+    prepare.add_argument("--class", metavar="NAME", dest="cls", help="only this class of the folder's manifest.csv")
+
     train = add("train", _train, "Train a model after a recipe.")
     train.add_argument("recipe", metavar="RECIPE", help="a file such as recipes/speech.py")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe to change")
-    train.add_argument("--run", metavar="DIR", dest="run_dir", help="folder of this run (default: runs/<recipe>)")
+    # torchrun takes --run for an abbreviation of one of its own options.
+    train.add_argument("--run", "--run-dir", metavar="DIR", dest="run_dir", help="folder of this run (default: runs/<recipe>)")
     train.add_argument("--resume", action="store_true", help="continue the run in that folder")
 
     evaluate = add("eval", _evaluate, "Measure a model over a folder of full-band audio.")
@@ -72,6 +79,10 @@ def _build_parser() -> _Parser:
     evaluate.add_argument("--json", metavar="FILE", dest="json_path", help="write all figures to this file")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
     evaluate.add_argument("--threads", type=_positive, metavar="N", help="CPU threads to use")
+
+    report = add("report", _report, "Write one HTML page about a training run.")
+    report.add_argument("run_dir", metavar="RUN", help="folder of the run, such as runs/speech-48k")
+    report.add_argument("-o", "--output", metavar="FILE", help="the page (default: report.html in RUN)")
     return parser
 
 
@@ -164,6 +175,17 @@ def _models(args: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(args: argparse.Namespace) -> int:
+    from bwe import data
+
+    with _terminable():
+        data.prepare(args.folder, args.output, args.rate, args.cls, _say)
+    for split in ("train", "valid"):
+        data.verify(Path(args.output) / split)
+    print(args.output)
+    return 0
+
+
 def _train(args: argparse.Namespace) -> int:
     from bwe import train
 
@@ -204,6 +226,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from bwe import report
+
+    print(report.report(Path(args.run_dir), Path(args.output) if args.output else None))
+    return 0
+
+
 def _progress(done: int, total: int) -> None:
     print(f"\r{done}/{total} files", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
@@ -236,7 +265,7 @@ def _hint(word: str, commands: Sequence[str]) -> str:
 
 
 def _parse(parser: _Parser, argv: list[str]) -> argparse.Namespace:
-    commands = ("extend", "models", "train", "eval")
+    commands = ("extend", "models", "prepare", "train", "eval", "report")
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise ConfigError(_hint(argv[0], commands))
     args, rest = parser.parse_known_args(argv)

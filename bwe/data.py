@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import csv
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import pairwise
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bwe import degrade, dsp
-from bwe.errors import BweError, ConfigError
+from bwe.errors import AudioError, BweError, ConfigError, OutputError
 
+_FORMAT = 2
 _SHARD_SAMPLES = 64 * 2**20
+_BLOCK_SAMPLES = 2 * 2**20
 # Where the Kaiser resampler starts to roll off: content of a 44.1 kHz recording ends here, not at 22.05 kHz.
 _RESAMPLER_EDGE = 0.94
+_BAD_SHARE = 0.01
+_BAD_WINDOW = 1000
+_ATTEMPTS = 10
+_PACK_AGAIN = "delete the folder and pack the recordings again (bwe prepare)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +88,9 @@ def clips(root: str | os.PathLike[str], cls: str | None = None, split: str | Non
         if split is not None:
             found = [c for c in speaker_split(found) if c.split == split]
     if not found:
-        raise ConfigError(f"{folder}: no recordings" + (f" of split {split!r}" if split else "") + "; is it the right folder?")
+        of_split = f" of split {split!r}" if split else ""
+        hint = "; splits are of speakers (folders), or the column 'split' of a manifest.csv" if split else ""
+        raise ConfigError(f"{folder}: no recordings{of_split}{hint}; is it the right folder?")
     return found
 
 
@@ -84,42 +104,209 @@ def speaker_split(all_clips: Sequence[Clip], valid: float = 0.05, test: float = 
     return [Clip(**{**asdict(c), "split": split[c.speaker]}) for c in all_clips]
 
 
-def pack(all_clips: Sequence[Clip], folder: str | os.PathLike[str], sample_rate: int) -> None:
+def prepare(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    sample_rate: int,
+    cls: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Packs the splits "train" and "valid" of a folder of recordings (see `clips`) into `out/train` and `out/valid`.
+
+    A split that is complete already is left as it is (`verify` checks it to the last bit). `say` gets a line per split.
+
+    Raises:
+        ConfigError: no recordings, too many broken ones (see `pack`), or `out` holds another sample rate.
+        OutputError: no space left, or `out` cannot be written.
+    """
+    for split in ("train", "valid"):
+        target = Path(out) / split
+        if (target / "index.json").is_file():
+            index, _ = _open(target)
+            if index["sample_rate"] != sample_rate:
+                raise ConfigError(
+                    f"{target}: packed at {index['sample_rate']} Hz, not {sample_rate} Hz; choose another folder"
+                )
+            say(f"{split}: {len(index['clips'])} recordings in {target} already; delete that folder to pack them again")
+            continue
+        found = clips(folder, cls, split)
+        say(f"{split}: packing {len(found)} recordings")
+        quarantined = pack(found, target, sample_rate, folder)
+        if quarantined:
+            say(f"{split}: {len(quarantined)} broken recordings left out, see {target / 'quarantine.json'}")
+
+
+def pack(
+    all_clips: Sequence[Clip],
+    folder: str | os.PathLike[str],
+    sample_rate: int,
+    root: str | os.PathLike[str] | None = None,
+) -> list[dict[str, str]]:
     """Writes recordings as int16 shards that numpy alone can read: `shard_000.npy` …, and `index.json`.
 
-    Each recording is mixed down to mono and resampled to `sample_rate`. The index is written last, so a folder with an
-    index is complete.
+    Each recording is mixed down to mono and resampled to `sample_rate`. The index names recordings relative to `root`
+    (None: as given), holds size and CRC-32 of every shard, and `manifest_sha256`: of `root`'s manifest.csv, else of the
+    sorted paths and sizes. It is written last, so a folder with an index is complete.
+
+    Recordings that cannot be read in full, hold no samples, NaN, Inf, or nothing but digital silence are left out.
+
+    Returns:
+        what was left out, as in `quarantine.json`: path and reason of each.
+
+    Raises:
+        ConfigError: more than 1 % of the recordings (one is always allowed), or all of them, are broken.
+        OutputError: no space left, or the folder cannot be written.
     """
     from bwe import audio
 
     out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in (out / "index.json", *out.glob("shard_*.npy")):
+            stale.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
     entries: list[dict[str, object]] = []
+    shards: list[dict[str, int]] = []
+    quarantined: list[dict[str, str]] = []
     shard: list[np.ndarray] = []
-    number = size = 0
+    size = 0
 
     def flush() -> None:
-        nonlocal shard, number, size
+        nonlocal shard, size
         if shard:
-            np.save(out / f"shard_{number:03d}.npy", np.concatenate(shard))
-            shard, number, size = [], number + 1, 0
+            path = out / f"shard_{len(shards):03d}.npy"
+            with _replacing(path) as file:
+                np.save(file, np.concatenate(shard))
+            shards.append({"samples": size, "bytes": path.stat().st_size, "crc32": _crc32(path)})
+            shard, size = [], 0
 
     for clip in all_clips:
-        x, info = audio.read(clip.path)
+        name = clip.path if root is None else os.path.relpath(clip.path, root)
+        try:
+            x, info = audio.read(clip.path)
+        except (AudioError, OSError) as error:
+            quarantined.append({"path": name, "reason": str(error).removeprefix(f"{clip.path}: ")})
+            continue
         y = dsp.resample(torch.from_numpy(x).mean(0), info.sample_rate, sample_rate).numpy()
+        samples = np.clip(np.round(y * 32767), -32768, 32767).astype(np.int16)
+        if not samples.any():
+            reason = "digital silence throughout" if len(samples) else "no samples"
+            quarantined.append({"path": name, "reason": reason})
+            continue
         top = min(clip.cutoff_hz or np.inf, info.sample_rate / 2 if info.sample_rate >= sample_rate else np.inf)
         if info.sample_rate < sample_rate:
             top = min(top, _RESAMPLER_EDGE * info.sample_rate / 2)
-        if size and size + len(y) > _SHARD_SAMPLES:
+        if size and size + len(samples) > _SHARD_SAMPLES:
             flush()
         top = min(top, sample_rate / 2)
-        entries.append({"shard": number, "start": size, "length": len(y), "speaker": clip.speaker, "top_hz": top})
-        shard.append(np.clip(np.round(y * 32767), -32768, 32767).astype(np.int16))
-        size += len(y)
+        place = {"shard": len(shards), "start": size, "length": len(samples)}
+        entries.append({"path": name, **place, "speaker": clip.speaker, "top_hz": top})
+        shard.append(samples)
+        size += len(samples)
     flush()
-    temporary = out / "index.json.tmp"
-    temporary.write_text(json.dumps({"format": 1, "sample_rate": sample_rate, "clips": entries}))
-    temporary.replace(out / "index.json")
+    with _replacing(out / "quarantine.json") as file:
+        file.write(json.dumps(quarantined, indent=1).encode())
+    broken, total = len(quarantined), len(all_clips)
+    if broken > max(1, _BAD_SHARE * total) or broken == total:
+        first = "; ".join(f"{q['path']}: {q['reason']}" for q in quarantined[:3])
+        raise ConfigError(
+            f"{broken} of {total} recordings ({broken / total:.1%}) are broken: {first}; repair or remove what "
+            f"{out / 'quarantine.json'} lists and prepare the data again"
+        )
+    index = {
+        "format": _FORMAT,
+        "sample_rate": sample_rate,
+        "manifest_sha256": _manifest_sha256(all_clips, root),
+        "shards": shards,
+        "clips": entries,
+    }
+    with _replacing(out / "index.json") as file:
+        file.write(json.dumps(index).encode())
+    return quarantined
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name complete or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            value = zlib.crc32(part, value)
+    return value
+
+
+def _manifest_sha256(all_clips: Sequence[Clip], root: str | os.PathLike[str] | None) -> str:
+    manifest = Path(root) / "manifest.csv" if root is not None else None
+    if manifest is not None and manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    names = [clip.path if root is None else os.path.relpath(clip.path, root) for clip in all_clips]
+    sizes = [os.path.getsize(clip.path) if os.path.exists(clip.path) else 0 for clip in all_clips]
+    lines = "".join(f"{name}\t{size}\n" for name, size in sorted(zip(names, sizes, strict=True)))
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+
+class _Shard(NamedTuple):
+    path: Path
+    header: int
+    samples: int
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """`count` int16 samples from `first` on. Read plainly: where a map of the file would end the process with a bus
+        error, a bad disk or a file cut meanwhile is an OSError here."""
+        x = np.fromfile(self.path, np.dtype("<i2"), count, offset=self.header + 2 * first)
+        if len(x) < count:
+            raise OSError(f"{self.path.name} ends {count - len(x)} samples early")
+        return x
+
+
+def _open(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[_Shard]]:
+    """Index and shards of a packed folder, the sizes checked."""
+    file = Path(folder) / "index.json"
+    try:
+        index = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no index.json; pack the recordings first (bwe prepare)") from None
+    except ValueError:
+        raise ConfigError(f"{file}: damaged; {_PACK_AGAIN}") from None
+    if index.get("format") != _FORMAT:
+        raise ConfigError(f"{file}: not of this version; {_PACK_AGAIN}")
+    shards = []
+    for number, shard in enumerate(index["shards"]):
+        path = file.with_name(f"shard_{number:03d}.npy")
+        size = path.stat().st_size if path.is_file() else 0
+        if size != shard["bytes"]:
+            raise ConfigError(f"{path}: {size} bytes, where the index says {shard['bytes']}; {_PACK_AGAIN}")
+        shards.append(_Shard(path, size - 2 * shard["samples"], shard["samples"]))
+    return index, shards
+
+
+def verify(folder: str | os.PathLike[str]) -> None:
+    """Reads every shard of a packed folder and compares it with the checksum in the index.
+
+    Raises:
+        ConfigError: the shard that is damaged.
+    """
+    index, shards = _open(folder)
+    for shard, entry in zip(shards, index["shards"], strict=True):
+        if _crc32(shard.path) != entry["crc32"]:
+            raise ConfigError(f"{shard.path}: damaged, its checksum is not the index's; {_PACK_AGAIN}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,94 +317,291 @@ class CropConfig:
         seconds: length of a crop.
         speaker_power: speakers are drawn in proportion to (their minutes)**power; 0 treats all alike, 1 follows the minutes.
         seed: of everything that is random here.
+        speed: range of the speed perturbation, pitch and formants alike, drawn from a grid of 0.01 (Ko et al. 2015, "Audio
+            augmentation for speech recognition"). At a speed s a band that ends at f ends at s·f, or where the resampler
+            does, at 0.47 of the sample rate (times s below 1): from 1 upwards crops keep (nearly) the full band.
+        order: "random" draws every crop from the whole set. Each is a read of its own from a random place, which is right
+            while the set stays in the page cache, and hopeless on a disk beyond it. "stream" is for that: shards are cut
+            into blocks of 4 MiB, of which the places of a batch ("lanes") hold one each; an epoch is a permutation of all
+            blocks, dealt out to the lanes. A block is read once in an epoch, in one piece, by one process, and serves
+            `crops_per_block` crops in a row of its lane. Memory is 4 MiB a lane, whatever the size of the set. In exchange,
+            crops of successive batches come from the same minute of sound, drawn by duration (`speaker_power` must be 1):
+            the more crops per block, the less is read (4 MiB / `crops_per_block` a crop), and the more alike batches are.
+        crops_per_block: of "stream".
     """
 
     seconds: float = 0.5
     speaker_power: float = 1.0
     seed: int = 0
+    speed: tuple[float, float] = (1.0, 1.0)
+    order: Literal["random", "stream"] = "random"
+    crops_per_block: int = 32
+
+    def __post_init__(self) -> None:
+        low, high = self.speed
+        if not 0.5 <= low <= high <= 2:
+            raise ConfigError(f"speed={self.speed}: two factors from 0.5 to 2, the lower one first")
+        if self.order == "stream" and self.speaker_power != 1:
+            raise ConfigError(f"order=stream draws by duration; set speaker_power=1 instead of {self.speaker_power:g}")
+        if self.crops_per_block < 1:
+            raise ConfigError(f"crops_per_block={self.crops_per_block}: at least 1")
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    # The last number sets this stream apart from those of the items.
+    return np.random.default_rng([seed, epoch, 0, 1]).permutation(count)
 
 
 class Crops(Dataset[dict[str, Tensor]]):
-    """Degraded crops of packed recordings. Item `i` depends on `i` and the seed alone, so that a resumed run, whatever its
-    workers, sees what the uninterrupted one would have seen.
+    """Degraded crops of packed recordings. Item `i` depends on `i` and the seed alone (in stream order also on the number
+    of lanes, the batch), so that a resumed run, whatever its workers, sees what the uninterrupted one would have seen.
 
-    Items: `input`, `target` `(1, T)`, `cutoff_hz` and `top_hz` `()` (where the known band, and the recording, end).
+    Items: `input`, `target` `(1, T)`, `cutoff_hz` and `top_hz` `()` (where the known band, and the recording, end), and
+    `bad` `()`: 1 where the recording drawn could not be read and the item's next draw stands in for it, else 0.
+
+    Attributes: `sample_rate` in Hz, `clips` (a structured array: shard, start, length in samples, top_hz), their `paths`,
+    `probability` of each, `manifest_sha256` of what was packed, and `lanes`, which `batches` sets to its batch.
+
+    Raises:
+        ConfigError: not a packed folder, or a shard of it is missing or cut.
+        AudioError (of an item): ten draws in a row cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike[str], config: CropConfig, degradation: degrade.Degradation) -> None:
         self.folder = Path(folder)
-        try:
-            index = json.loads((self.folder / "index.json").read_text())
-        except FileNotFoundError:
-            raise ConfigError(f"{folder}: no index.json; pack the recordings first (bwe.data.pack)") from None
+        index, self.shards = _open(folder)
         self.sample_rate: int = index["sample_rate"]
+        self.manifest_sha256: str = index["manifest_sha256"]
         self.config, self.degradation = config, degradation
-        self.clips = index["clips"]
-        shards = sorted({clip["shard"] for clip in self.clips})
-        self.shards = {n: np.load(self.folder / f"shard_{n:03d}.npy", mmap_mode="r") for n in shards}
-        length = np.array([clip["length"] for clip in self.clips], dtype=np.float64)
-        names, speaker = np.unique([clip["speaker"] for clip in self.clips], return_inverse=True)
+        # Arrays: reading Python objects counts references, and so copies them, page by page, into every worker.
+        fields = [("shard", np.int32), ("start", np.int64), ("length", np.int64), ("top_hz", np.float64)]
+        self.clips = np.array([tuple(clip[name] for name, _ in fields) for clip in index["clips"]], dtype=fields)
+        self.paths: list[str] = [clip["path"] for clip in index["clips"]]
+        length = self.clips["length"].astype(np.float64)
+        names, speaker = np.unique([clip["speaker"] for clip in index["clips"]], return_inverse=True)
         spoken = np.bincount(speaker, weights=length, minlength=len(names))
         probability = length / spoken[speaker] * spoken[speaker] ** config.speaker_power
         self.probability = probability / probability.sum()
+        self._cumulative = self.probability.cumsum()
+        self._cumulative /= self._cumulative[-1]
+        self._wanted = round(config.seconds * self.sample_rate)
+        self._percent = round(100 * config.speed[0]), round(100 * config.speed[1])
+
+        # Positions over all shards, end to end, and (shard, first, last) of the blocks.
+        ends = np.cumsum([shard.samples for shard in self.shards])
+        self._base = np.concatenate([[0], ends[:-1]])
+        self._begin = self._base[self.clips["shard"]] + self.clips["start"]
+        cuts = [np.linspace(0, s.samples, -(-s.samples // _BLOCK_SAMPLES) + 1).astype(np.int64) for s in self.shards]
+        self._blocks = np.array([(n, *ends) for n, edges in enumerate(cuts) for ends in pairwise(edges)])
+        self.lanes = 1
+        self._held: dict[int, tuple[tuple[int, int, int], int, np.ndarray]] = {}
+        # Which recording each worker is at, for the message when one of them dies.
+        self._reading: Any = None
 
     @property
     def seconds(self) -> float:
         """Total duration of the recordings."""
-        return float(sum(clip["length"] for clip in self.clips)) / self.sample_rate
+        return float(self.clips["length"].sum()) / self.sample_rate
 
     def __len__(self) -> int:
         return 2**62
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.config.seed, index])
-        clip = self.clips[rng.choice(len(self.clips), p=self.probability)]
-        wanted = round(self.config.seconds * self.sample_rate)
-        start = int(rng.integers(0, max(1, clip["length"] - wanted + 1)))
-        samples = self.shards[clip["shard"]][clip["start"] + start : clip["start"] + min(start + wanted, clip["length"])]
-        x = np.zeros(wanted, dtype=np.float32)
-        x[: len(samples)] = samples.astype(np.float32) / 32767
-        parameters = self.degradation.sample(rng, 1)
-        pair = self.degradation.apply(torch.from_numpy(x)[None, None], self.sample_rate, parameters)
+        for attempt in range(_ATTEMPTS):
+            rng = np.random.default_rng([self.config.seed, index, attempt])
+            try:
+                x, top_hz = self._draw(rng, index, attempt)
+                break
+            except OSError as error:
+                last = str(error)
+        else:
+            raise AudioError(f"{self.folder}: {_ATTEMPTS} recordings in a row cannot be read, the last {last}; check the disk")
+        parameters = self.degradation.sample(rng, 1, item=index)
+        pair = self.degradation.apply(x[None, None], self.sample_rate, parameters)
         return {
             "input": pair.input[0],
             "target": pair.target[0],
             "cutoff_hz": pair.cutoff_hz[0],
-            "top_hz": torch.tensor(clip["top_hz"], dtype=torch.float32),
+            "top_hz": torch.tensor(top_hz, dtype=torch.float32),
+            "bad": torch.tensor(float(attempt > 0)),
         }
+
+    def _draw(self, rng: np.random.Generator, index: int, attempt: int) -> tuple[Tensor, float]:
+        """A crop `(T,)` and where its content ends in Hz. Raises OSError, naming the recording."""
+        block = self._block(index) if self.config.order == "stream" and attempt == 0 else None
+        if block is None:
+            number = int(self._cumulative.searchsorted(rng.random(), side="right"))
+        else:
+            number = int(self._begin.searchsorted(self._base[block[0]] + rng.integers(*block[1:]), side="right")) - 1
+        if self._reading is not None and (worker := get_worker_info()) is not None:
+            self._reading[worker.id] = number
+        shard, start, length, top_hz = self.clips[number].item()
+        percent = int(rng.integers(self._percent[0], self._percent[1] + 1))
+        needed = -(-self._wanted * percent // 100)
+        final = start + max(0, length - needed)
+        low, high = start, final
+        if block is not None:
+            low = min(max(start, block[1]), final)
+            high = max(low, min(final, block[2] - 1))
+        # The resampler gets to see what comes before and after; a whole period of it keeps the samples aligned.
+        margin = percent if percent != 100 else 0
+        at = int(rng.integers(low, high + 1)) - margin
+        first, last = max(start, at), min(start + length, at + needed + 2 * margin)
+        try:
+            if block is None:
+                samples = self.shards[shard].read(first, last - first)
+            else:
+                samples = self._read_held(index % self.lanes, block, first, last)
+        except OSError as error:
+            raise OSError(f"{self.paths[number]} ({error})") from error
+        x = np.zeros(needed + 2 * margin, dtype=np.float32)
+        x[first - at : last - at] = samples.astype(np.float32) / 32767
+        if percent == 100:
+            return torch.from_numpy(x), top_hz
+        speed = percent / 100
+        top_hz = min(top_hz * speed, _RESAMPLER_EDGE * min(1.0, speed) * self.sample_rate / 2)
+        return dsp.resample(torch.from_numpy(x), percent, 100)[100 : 100 + self._wanted], top_hz
+
+    def _block(self, index: int) -> tuple[int, int, int]:
+        """Shard, first sample and end of the block that item `index` is drawn from."""
+        lane, each = index % self.lanes, self.config.crops_per_block
+        # Lanes change their blocks one after the other, not all in the same step.
+        turn = (index // self.lanes + lane * each // self.lanes) // each
+        epoch, place = divmod(turn * self.lanes + lane, len(self._blocks))
+        shard, first, last = self._blocks[_permutation(self.config.seed, epoch, len(self._blocks))[place]].tolist()
+        return shard, first, last
+
+    def _read_held(self, lane: int, block: tuple[int, int, int], first: int, last: int) -> np.ndarray:
+        """Samples `first` to `last` of a shard, out of the block that the lane holds, or of the next one, read now."""
+        if lane not in self._held or self._held[lane][0] != block:
+            self._held.pop(lane, None)  # before the next one is there: a lane never holds two
+            number, begin, end = block
+            # Crops may begin up to the last sample of a block, and the last crop of a recording some way before it.
+            reach = (self._wanted * self._percent[1]) // 100 + 1 + self._percent[1]
+            begin, end = max(0, begin - reach), min(self.shards[number].samples, end + reach)
+            self._held[lane] = block, begin, self.shards[number].read(begin, end - begin)
+        _, begin, samples = self._held[lane]
+        return samples[first - begin : last - begin]
 
 
 def whole(folder: str | os.PathLike[str], limit: int) -> list[tuple[Tensor, float]]:
     """Up to `limit` packed recordings in full, spread over the index: (samples `(T,)`, where its content ends in Hz)."""
-    root = Path(folder)
-    entries = json.loads((root / "index.json").read_text())["clips"]
+    index, shards = _open(folder)
+    entries = index["clips"]
     chosen = [entries[i] for i in np.unique(np.linspace(0, len(entries) - 1, min(limit, len(entries))).astype(int))]
-    shards = {n: np.load(root / f"shard_{n:03d}.npy", mmap_mode="r") for n in {e["shard"] for e in chosen}}
+    samples = (shards[entry["shard"]].read(entry["start"], entry["length"]) for entry in chosen)
     return [
-        (torch.from_numpy(shards[e["shard"]][e["start"] : e["start"] + e["length"]].astype(np.float32) / 32767), e["top_hz"])
-        for e in chosen
+        (torch.from_numpy(x.astype(np.float32) / 32767), entry["top_hz"]) for x, entry in zip(samples, chosen, strict=True)
     ]
 
 
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)
+def batches(
+    crops: Crops, batch: int, steps: int, start: int = 0, workers: int = 1, rank: int = 0, world: int = 1
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of steps `start` to `steps - 1`, in order.
+
+    `batch` counts all processes: step `s` holds items `s * batch` to `(s + 1) * batch - 1`, of which process `rank` of
+    `world` gets the `rank`-th part.
+
+    Raises:
+        ConfigError: `batch` cannot be divided by `world`.
+        BweError (of a step): a worker process died, or more than 1 % of the last 1000 items could not be read; both named.
+    """
+    if batch % world:
+        raise ConfigError(f"batch={batch} cannot be divided among {world} processes; give a multiple of {world}")
+    return _batches(crops, batch, range(start, steps), workers, range(batch * rank // world, batch * (rank + 1) // world))
 
 
-def batches(crops: Crops, batch: int, steps: int, start: int = 0, workers: int = 1) -> Iterator[dict[str, Tensor]]:
-    """Batches of steps `start` to `steps - 1`, in order; step `s` holds items `s * batch` to `(s + 1) * batch - 1`."""
-    if steps <= start:
+def _batches(crops: Crops, batch: int, steps: range, workers: int, places: range) -> Iterator[dict[str, Tensor]]:
+    if not steps:
         return
+    crops = copy.copy(crops)
+    crops.lanes, crops._held = batch, {}
+    # Workers take turns. In stream order the n-th gets the n-th part of every batch, so that each has lanes of its own.
+    parts = 1
+    if crops.config.order == "stream":
+        workers = min(workers, len(places))
+        parts = max(1, workers)
+    crops._reading = RawArray("q", [-1] * max(1, workers))
+    cuts = [places.start + len(places) * n // parts for n in range(parts + 1)]
     loader = DataLoader(
         crops,
-        batch_size=batch,
-        sampler=range(start * batch, steps * batch),
+        batch_sampler=([*range(step * batch + a, step * batch + b)] for step in steps for a, b in pairwise(cuts)),
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # the global one stays as it is
     )
+    unread: deque[int] = deque()
+    source: Any = _start(loader)
     try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise BweError(f"{crops.folder}: a data worker died ({error}); resume the run with --resume") from error
-        raise
+        for step in steps:
+            try:
+                taken = [next(source) for _ in range(parts)]
+            except Exception as error:
+                if workers and (dead := _deaths(source._workers, crops)):
+                    raise BweError(f"{crops.folder}: {dead}; continue with --resume") from error
+                if workers and isinstance(error, BweError | ImportError):  # a traceback whose last line is `Type: sentence`
+                    raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+                raise
+            items = {name: torch.cat([part[name] for part in taken]) if parts > 1 else taken[0][name] for name in taken[0]}
+            unread.extend(step * batch + places[i] for i in items["bad"].nonzero().flatten().tolist())
+            while unread and unread[0] < (step + 1) * batch - _BAD_WINDOW * batch // len(places):
+                unread.popleft()
+            if len(unread) > _BAD_SHARE * _BAD_WINDOW:
+                raise BweError(
+                    f"{crops.folder}: {len(unread)} of the last {_BAD_WINDOW} crops could not be read: "
+                    f"{_reasons(crops, unread)}; check the disk and the data (bwe prepare), then continue with --resume"
+                )
+            yield items
+    finally:
+        if workers:  # now, not when the garbage collector finds the iterator in the frames of an error
+            source._shutdown_workers()
+
+
+def _start_worker(_worker: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches every process of the terminal; the parent decides what becomes of the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _start(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Starts the workers. PyTorch then has SIGCHLD raise an error wherever the main thread happens to be, in the middle of a
+    training step; without that the loader itself notices a dead worker, within five seconds of waiting for it."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    previous = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+
+_HINTS = {"SIGKILL": " (out of memory? try fewer workers)", "SIGBUS": " (is /dev/shm full?)"}
+
+
+def _deaths(processes: Sequence[BaseProcess], crops: Crops) -> str:
+    """The workers that have died and what they were at; empty where none has."""
+    told = []
+    for number, process in enumerate(processes):
+        if process.exitcode is not None:
+            killed = signal.Signals(-process.exitcode).name if process.exitcode < 0 else ""
+            how = f"killed by {killed}{_HINTS.get(killed, '')}" if killed else f"gone with exit code {process.exitcode}"
+            at = crops._reading[number]
+            place = f" at {crops.paths[at]}" if at >= 0 else ""
+            told.append(f"data worker {number} (pid {process.pid}) was {how}{place}")
+    return ", ".join(told)
+
+
+def _reasons(crops: Crops, items: Iterable[int]) -> str:
+    """What keeps the first draws of items from being read, up to three of them."""
+    reasons: list[str] = []
+    for item in items:
+        try:
+            crops._draw(np.random.default_rng([crops.config.seed, item, 0]), item, 0)
+        except OSError as error:
+            if str(error) not in reasons:
+                reasons.append(str(error))
+    return "; ".join(reasons[:3]) or "all can be read again now"

@@ -5,6 +5,7 @@ Every sub-discriminator maps `(B, 1, T)` to a list of feature maps, the last of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -182,6 +183,16 @@ class Ensemble(nn.Module):
         if not 0 < self.config.subset < len(self):
             return list(range(len(self)))
         return sorted(rng.permutation(len(self))[: self.config.subset].tolist())
+
+    def parameters_of(self, subset: list[int]) -> list[nn.Parameter]:
+        """The parameters of the members that take part."""
+        return [parameter for index in subset for parameter in self.members[index].parameters()]
+
+    def warm_start(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what has the same name and shape in the state of another ensemble; the rest stays as it is."""
+        own = self.state_dict()
+        fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+        self.load_state_dict(own | fitting)
 
     def forward(self, x: Tensor, subset: list[int] | None = None) -> list[list[Tensor]]:
         """`(B, 1, T)` -> one list of feature maps per member of `subset` (default: all); the last map is the score."""

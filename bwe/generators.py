@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from bwe import dsp
-from bwe.layers import MRF, Film, ResidualUnits, SubPixel, activate, conv, fold_weight_norm
+from bwe.errors import ModelError
+from bwe.layers import MRF, Film, ResidualUnits, SubPixel, activate, conv, fold_weight_norm, load_folded
 
 __all__ = ["SIZES", "SEANet", "fold_weight_norm"]
 
@@ -49,7 +50,7 @@ class Config:
         encoder_dilations: dilations of the residual units of each encoder level.
         level_frames: sub-band samples over which the local level is taken, every quarter of them.
         excitation: offer the rectified input as additional bands.
-        conditioning: width of the cut-off embedding.
+        conditioning: width of the cut-off embedding; 0: the network is not told the cut-off.
         passthrough: keep the known band exactly (`y = x + highpass(G(x))`); off where the known band is damaged itself.
     """
 
@@ -87,19 +88,28 @@ SIZES: dict[str, Config] = {
 
 
 class _CutoffEmbedding(nn.Module):
-    """Fourier features of `cutoff / (sample_rate / 2)` through a two-layer network, `(B,)` -> `(B, conditioning)`."""
+    """Fourier features of the cut-off over 24 kHz through a two-layer network, `(B,)` -> `(B, width)`.
 
-    def __init__(self, sample_rate: int, width: int) -> None:
+    In Hz rather than relative to the sample rate: a trunk that is moved to another rate keeps its meaning.
+    """
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.nyquist = sample_rate / 2
         self.register_buffer("frequencies", 2.0 ** torch.arange(6) * math.pi, persistent=False)
         self.frequencies: Tensor
         self.net = nn.Sequential(nn.Linear(12, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
     def forward(self, cutoff_hz: Tensor) -> Tensor:
-        angle = (cutoff_hz / self.nyquist).float().unsqueeze(-1) * self.frequencies
+        angle = (cutoff_hz / 24_000).float().unsqueeze(-1) * self.frequencies
         out: Tensor = self.net(torch.cat([angle.sin(), angle.cos()], dim=-1))
         return out
+
+
+def _folded(module: nn.Module) -> dict[str, Tensor]:
+    """The state that the module would have with its weight norm folded."""
+    state = {name: tensor for name, tensor in module.state_dict().items() if ".parametrizations." not in name}
+    normed = {f"{name}.weight": child.weight for name, child in module.named_modules() if is_parametrized(child, "weight")}
+    return state | {name: weight.detach() for name, weight in normed.items() if isinstance(weight, Tensor)}
 
 
 class SEANet(nn.Module):
@@ -119,22 +129,23 @@ class SEANet(nn.Module):
         self.hop: int = c.bands * math.prod(c.strides)
 
         self.pqmf = dsp.PQMF(c.bands)
-        self.embedding = _CutoffEmbedding(c.sample_rate, c.conditioning)
+        self.embedding = _CutoffEmbedding(c.conditioning) if c.conditioning else None
+        told = max(1, c.conditioning)
         inputs = c.bands * (3 if c.excitation else 2)
         self.stem = conv(inputs, c.channels[0], 3)
         levels = range(len(c.strides))
         self.encoder = nn.ModuleList(ResidualUnits(c.channels[i], 3, c.encoder_dilations) for i in levels)
-        self.encoder_film = nn.ModuleList(Film(c.conditioning, c.channels[i]) for i in levels)
+        self.encoder_film = nn.ModuleList(Film(told, c.channels[i]) for i in levels)
         self.down = nn.ModuleList(
             conv(c.channels[i], c.channels[i + 1], 2 * c.strides[i], stride=c.strides[i]) for i in levels
         )
         width = c.channels[-1]
         cycle = [c.dilations[i % len(c.dilations)] for i in range(c.blocks)]
         self.bottleneck = nn.ModuleList(MRF(width, (3,), (d,)) for d in cycle)
-        self.bottleneck_film = nn.ModuleList(Film(c.conditioning, width) for _ in cycle)
+        self.bottleneck_film = nn.ModuleList(Film(told, width) for _ in cycle)
         self.up = nn.ModuleList(SubPixel(c.channels[i + 1], c.channels[i], c.strides[i]) for i in levels)
         self.decoder = nn.ModuleList(MRF(c.channels[i], c.kernels[i], c.dilations) for i in levels)
-        self.decoder_film = nn.ModuleList(Film(c.conditioning, c.channels[i]) for i in levels)
+        self.decoder_film = nn.ModuleList(Film(told, c.channels[i]) for i in levels)
         self.head = conv(c.channels[0], 3 * c.bands, 3, gain=0.1)
         with torch.no_grad():
             assert self.head.bias is not None
@@ -153,6 +164,37 @@ class SEANet(nn.Module):
         if c.passthrough:
             self.receptive_field += dsp.splice_taps(c.sample_rate) // 2
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def warm_start(self, source: nn.Module, where: str) -> None:
+        """Takes over the weights of a generator, with or without weight norm, of the same trunk.
+
+        The PQMF may have another size: at the sample rates 16, 24, 44.1 and 48 kHz, 8, 12, 22 and 24 bands are all 1 kHz wide
+        and the trunk runs at 2 kHz. Then the bands that both have are taken over in stem and head, the others start anew.
+
+        Raises ModelError, beginning with `where`: the trunk has other widths, strides or blocks.
+        """
+        if not isinstance(source, SEANet):
+            raise ModelError(f"{where}: a {type(source).__name__} is no SEANet")
+        own, other = self.config, source.config
+        trunk = ("channels", "strides", "blocks", "kernels", "dilations", "encoder_dilations", "excitation", "conditioning")
+        for name in trunk:
+            if getattr(own, name) != getattr(other, name):
+                raise ModelError(
+                    f"{where}: its generator has {name}={getattr(other, name)}, this recipe {getattr(own, name)}; "
+                    f"start from one of the same trunk, or set generator.{name}"
+                )
+        weights = _folded(source)
+        for name, before in _folded(self).items():
+            if weights[name].shape != before.shape:
+                axis = 1 if name == "stem.weight" else 0
+                groups = before.shape[axis] // own.bands
+                shape = (*before.shape[:axis], groups, own.bands, *before.shape[axis + 1 :])
+                theirs = weights[name].unflatten(axis, (groups, other.bands))
+                shared = min(own.bands, other.bands)
+                mixed = before.reshape(shape).clone()
+                mixed.narrow(axis + 1, 0, shared).copy_(theirs.narrow(axis + 1, 0, shared))
+                weights[name] = mixed.reshape(before.shape)
+        load_folded(self, weights)
 
     def _whiten(self, bands: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, K, N)` -> the bands at unit local level, and that level in full scale, both `(B, K, N)`."""
@@ -173,7 +215,7 @@ class SEANet(nn.Module):
         if c.excitation:
             excitation, _ = self._whiten(self.pqmf.analysis(x.abs()))
             features.append(excitation)
-        condition = self.embedding(cutoff_hz)
+        condition = self.embedding(cutoff_hz) if self.embedding else cutoff_hz.new_zeros(len(cutoff_hz), 1)
         h = torch.cat(features, dim=1).unsqueeze(2).contiguous(memory_format=torch.channels_last)
         h = self.stem(h)
         skips = []

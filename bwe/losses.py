@@ -5,7 +5,9 @@ Discriminator outputs are lists (one entry per sub-discriminator) of lists of fe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import auraloss
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from bwe import dsp
 
 Features = list[list[Tensor]]
+# The three parts of a generator's loss: reconstruction, feature matching, adversarial.
+TERMS = ("rec", "feat", "adv")
 # The power floor of the LSD metric: a loss that stops above it never learns the noise floor that the metric sees.
 POWER_FLOOR = 1e-8
 
@@ -43,13 +47,15 @@ def discriminator_adversarial(real: Features, fake: Features, kind: Literal["hin
 def feature_matching(real: Features, fake: Features) -> Tensor:
     """Mean absolute feature difference over that of the reference features, all layers but the score.
 
-    Normalised by the reference (Defossez et al. 2022, EnCodec, eq. 2), so that larger generated features cannot lower it.
+    Normalised by the reference (Defossez et al. 2022, EnCodec, eq. 2), so that larger generated features cannot lower it;
+    item by item, so that the loss of a batch is the mean of the losses of its parts.
     """
-    terms = [
-        (f.float() - r.detach().float()).abs().mean() / r.detach().float().abs().mean().clamp(min=1e-6)
-        for maps_r, maps_f in zip(real, fake, strict=True)
-        for r, f in zip(maps_r[:-1], maps_f[:-1], strict=True)
-    ]
+    terms = []
+    for maps_r, maps_f in zip(real, fake, strict=True):
+        for r, f in zip(maps_r[:-1], maps_f[:-1], strict=True):
+            reference = r.detach().float().flatten(1)
+            error = (f.float().flatten(1) - reference).abs().mean(1)
+            terms.append((error / reference.abs().mean(1).clamp(min=1e-6)).mean())
     return torch.stack(terms).mean()
 
 
@@ -68,6 +74,14 @@ class MultiResolutionSTFT(nn.Module):
             w_lin_mag=0.0,
             eps=POWER_FLOOR,
         )
+        for resolution in self.loss.stft_losses:
+            # auraloss also computes phases that only its phase term uses, a tenth of a training step on a CPU.
+            resolution.stft = partial(self._magnitude, resolution)
+
+    @staticmethod
+    def _magnitude(resolution: auraloss.freq.STFTLoss, x: Tensor) -> tuple[Tensor, None]:
+        power = dsp.power_spectrogram(x, resolution.fft_size, resolution.hop_size)
+        return power.clamp(min=resolution.eps).sqrt(), None
 
     def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
         """`(B, 1, T)`, `(B, 1, T)` -> scalar, in nepers."""
@@ -133,58 +147,73 @@ class BalancerConfig:
     Attributes:
         mode: "ratio": every loss but the first is weighted by its share over the first's, times ‖grad first‖ / ‖grad own‖
             of this step (Esser et al. 2021, VQGAN, eq. 7). "shares": the same with both norms averaged over time
-            (Defossez et al. 2022, EnCodec, eq. 4).
+            (Defossez et al. 2022, EnCodec, eq. 4). "fixed": the shares themselves are the weights of the losses.
         shares: relative part of each loss in the gradient at the generator's last layer, by name.
         decay: of the moving averages in "shares" mode.
         limit: largest weight.
     """
 
-    mode: Literal["ratio", "shares"] = "shares"
+    mode: Literal["ratio", "shares", "fixed"] = "shares"
     shares: dict[str, float]
     decay: float = 0.99
     limit: float = 1e4
 
 
-class GradBalancer:
-    """Combines losses by the norms of their gradients at the generator's last layer.
+def output_gradients(terms: dict[str, Tensor], output: Tensor, last: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The gradients of several losses at the generator's output and at its last layer.
 
-    The gradient of each loss is taken once, at the generator's output; its norm at the last layer then costs only that
-    layer's own backward pass.
+    The gradient of each loss is taken once, at the output; from there to the last layer costs only that layer's own
+    backward pass, so weighing the losses does not multiply the cost of the generator.
+
+    Args:
+        terms: scalars that depend on `output`.
+        output: the generator's output, `(B, 1, T)`.
+        last: a parameter of its last layer.
+
+    Returns:
+        by the names of the terms: gradients `(B, 1, T)`, and gradients of the shape of `last`.
     """
+    at_output: dict[str, Tensor] = {}
+    at_last: dict[str, Tensor] = {}
+    for name, term in terms.items():
+        (at_output[name],) = torch.autograd.grad(term, output, retain_graph=True)
+        (own,) = torch.autograd.grad(output, last, grad_outputs=at_output[name], retain_graph=True)
+        at_last[name] = own.detach()
+    return at_output, at_last
+
+
+class GradBalancer:
+    """Weighs losses by the norms of their gradients at the generator's last layer."""
 
     def __init__(self, config: BalancerConfig) -> None:
         self.config = config
         self.norms: dict[str, float] = {}
 
-    def combine(self, losses: dict[str, Tensor], output: Tensor, last: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Weighs the losses.
+    def weigh(self, at_last: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+        """Weights by name, and numbers to log (`balance/norm/<loss>`, `balance/weight/<loss>`).
 
         Args:
-            losses: scalars that depend on `output`; the first is the reference of the weights.
-            output: the generator's output, `(B, 1, T)`.
-            last: a parameter of its last layer.
-
-        Returns:
-            the gradient to call `output.backward(...)` with, and numbers to log (`norm/<loss>`, `weight/<loss>`).
+            at_last: each loss' gradient at the last layer (of the whole batch); the first is the reference of the weights.
         """
-        c, gradients, norms = self.config, {}, {}
-        for name, loss in losses.items():
-            (gradients[name],) = torch.autograd.grad(loss, output, retain_graph=True)
-            (at_last,) = torch.autograd.grad(output, last, grad_outputs=gradients[name], retain_graph=True)
-            norms[name] = float(at_last.detach().norm())
+        c = self.config
+        norms = {name: float(gradient.norm()) for name, gradient in at_last.items()}
         if c.mode == "shares":
             for name, norm in norms.items():
-                # A loss seen for the first time starts from its own norm rather than from zero.
+                # A loss seen for the first time starts from its own norm rather than from zero; a broken step counts not.
                 before = self.norms.get(name, norm)
-                self.norms[name] = before * c.decay + norm * (1 - c.decay)
-            norms = {name: self.norms[name] for name in losses}
-        first = next(iter(losses))
-        weights = {
-            name: min(c.limit, c.shares[name] / c.shares[first] * norms[first] / max(norms[name], 1e-12)) for name in losses
-        }
-        combined = torch.stack([gradients[name] * weights[name] for name in losses]).sum(0)
-        stats = {f"norm/{name}": norm for name, norm in norms.items()}
-        return combined, stats | {f"weight/{name}": weight for name, weight in weights.items()}
+                if math.isfinite(norm):
+                    self.norms[name] = before * c.decay + norm * (1 - c.decay)
+            norms = {name: self.norms.get(name, norm) for name, norm in norms.items()}
+        if c.mode == "fixed":
+            weights = {name: c.shares[name] for name in norms}
+        else:
+            first = next(iter(norms))
+            weights = {
+                name: min(c.limit, c.shares[name] / c.shares[first] * norms[first] / max(norm, 1e-12))
+                for name, norm in norms.items()
+            }
+        stats = {f"balance/norm/{name}": norm for name, norm in norms.items()}
+        return weights, stats | {f"balance/weight/{name}": weight for name, weight in weights.items()}
 
     def state_dict(self) -> dict[str, float]:
         return dict(self.norms)

@@ -206,6 +206,33 @@ def test_models_survives_a_closed_pipe() -> None:
     assert done.stderr == ""
 
 
+def test_prepare_in_a_process(capsys: pytest.CaptureFixture[str], tmp_path: Path, voice: Voice) -> None:
+    (tmp_path / "set").mkdir()
+    for name in "abc":
+        audio.write(tmp_path / "set" / f"{name}.flac", voice(8_000, 16_000), 16_000)
+    (tmp_path / "set" / "b.flac").write_bytes(b"<html>")
+    (tmp_path / "set" / "manifest.csv").write_text("path,split\na.flac,train\nb.flac,train\nc.flac,valid\n")
+    done = run("prepare", "set", "-o", "packed", "--rate", 16_000, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "packed\n"), done.stderr
+    assert "train: 1 broken recordings left out, see packed/train/quarantine.json\n" in done.stderr
+    again = ["prepare", str(tmp_path / "set"), "-o", str(tmp_path / "packed"), "--rate", "16000"]
+    assert cli.main(again) == 0
+    with (tmp_path / "packed" / "valid" / "shard_000.npy").open("r+b") as shard:
+        shard.seek(-1, os.SEEK_END)
+        shard.write(b"\x55")
+    for arguments, code, said in (
+        (again, 2, "valid/shard_000.npy: damaged, its checksum is not the index's"),
+        ([*again[:-1], "8000"], 2, "packed at 16000 Hz, not 8000 Hz"),
+        (["prepare", str(tmp_path / "nowhere"), "-o", str(tmp_path / "x")], 2, "nowhere: no such data folder"),
+        (["prepare", str(tmp_path / "set")], 2, "the following arguments are required: -o/--output"),
+        ([*again[:2], "-o", str(tmp_path / "set" / "a.flac" / "x")], 4, "cannot be written"),
+    ):
+        capsys.readouterr()
+        assert cli.main(arguments) == code, said
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_train_says_what_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = Path(__file__).resolve().parent.parent / "recipes" / "smoke.py"
     for arguments, said in (

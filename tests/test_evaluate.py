@@ -85,9 +85,9 @@ def test_every_filter_takes_the_highs_and_keeps_the_lows(recordings: Path, filte
     y = _narrow(x, SR, 4000, filter)
     assert y.shape == x.shape
     assert y.dtype == torch.float32
-    assert metrics.hf_bias(x, y, SR, 6000).max() < -15
+    assert metrics.hf_bias(x, y, SR, 6000).max() < (-8 if filter == "hold" else -15)  # holding leaves images
     low = [dsp.band_limit(s, SR, 2500) for s in (x, y)]  # also: not delayed, not turned, not scaled
-    assert metrics.snr(*low).min() > (10 if filter in ("linear", "bessel") else 25)
+    assert metrics.snr(*low).min() > (10 if filter in ("linear", "bessel", "hold") else 25)
 
 
 def test_the_cutoff_is_told_or_left_to_find(recordings: Path) -> None:

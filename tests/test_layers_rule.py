@@ -13,13 +13,13 @@ PACKAGE = ROOT / "bwe"
 # Modules of one level do not import one another. errors and _torchaudio are leaves that anybody may use.
 LEVELS = [
     {"errors", "_torchaudio"},
-    {"audio", "dsp"},
-    {"layers", "degrade", "pitch"},
+    {"audio", "dsp", "distributed"},
+    {"layers", "degrade", "pitch", "pictures"},
     {"metrics", "generators", "discriminators", "losses", "latent.conditioning"},
-    {"baselines", "data", "hub", "latent.codec", "latent.dit", "latent.retrieval"},
+    {"baselines", "data", "hub", "runs", "latent.codec", "latent.dit", "latent.retrieval"},
     {"train", "export", "latent.flow"},
     {"infer"},
-    {"evaluate"},
+    {"evaluate", "report"},
     {"cli", "web"},
     {"__main__"},
 ]

@@ -21,6 +21,14 @@ def test_hinge_and_least_squares_by_hand() -> None:
     assert float(losses.discriminator_adversarial(maps(0.5), maps(-0.2), "ls")) == pytest.approx(0.25 + 0.04)
 
 
+def test_feature_matching_of_a_batch_is_the_mean_of_its_items() -> None:
+    torch.manual_seed(0)
+    scale = torch.tensor([1.0, 10.0, 0.1, 3.0]).view(4, 1, 1, 1)
+    real, fake = ([[torch.randn(4, 2, 1, 8) * scale, torch.zeros(4, 1, 1, 1)]] for _ in range(2))
+    alone = [losses.feature_matching([[m[i : i + 1] for m in real[0]]], [[m[i : i + 1] for m in fake[0]]]) for i in range(4)]
+    assert float(losses.feature_matching(real, fake)) == pytest.approx(float(torch.stack(alone).mean()))
+
+
 def test_feature_matching_is_normalised_by_the_reference() -> None:
     real, fake = maps(0.0, features=2.0), maps(0.0, features=3.0)
     assert float(losses.feature_matching(real, real)) == 0
@@ -58,37 +66,44 @@ def two_losses(scale: float) -> tuple[dict[str, torch.Tensor], torch.Tensor, tor
     return {"rec": y.sum(), "adv": -scale * y.sum()}, y, last
 
 
+def weigh(balancer: losses.GradBalancer, scale: float) -> tuple[dict[str, float], dict[str, float], torch.Tensor]:
+    values, y, last = two_losses(scale)
+    at_output, at_last = losses.output_gradients(values, y, last)
+    weights, stats = balancer.weigh(at_last)
+    y.backward(torch.stack([at_output[name] * weight for name, weight in weights.items()]).sum(0))
+    assert last.grad is not None
+    return weights, stats, last.grad
+
+
 @pytest.mark.parametrize("mode", ["ratio", "shares"])
 @pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_balancer_cancels_opposed_losses_of_any_scale(mode: str, scale: float) -> None:
-    values, y, last = two_losses(scale)
     config = losses.BalancerConfig(mode=mode, shares={"rec": 0.5, "adv": 0.5})  # type: ignore[arg-type]
-    gradient, stats = losses.GradBalancer(config).combine(values, y, last)
-    y.backward(gradient)
-    assert last.grad is not None
-    assert last.grad.abs().max() < 1e-5
-    assert stats["weight/rec"] == 1.0
-    assert stats["weight/adv"] == pytest.approx(1 / scale, rel=1e-5)
+    weights, stats, gradient = weigh(losses.GradBalancer(config), scale)
+    assert gradient.abs().max() < 1e-5
+    assert weights["rec"] == 1.0
+    assert stats["balance/weight/adv"] == pytest.approx(1 / scale, rel=1e-5)
 
 
-def test_balancer_shares_and_limit() -> None:
-    values, y, last = two_losses(2.0)
-    gradient, _ = losses.GradBalancer(losses.BalancerConfig(mode="ratio", shares={"rec": 0.8, "adv": 0.2})).combine(
-        values, y, last
-    )
-    assert torch.allclose(gradient, torch.full_like(y, 1 - 0.25))
-    values, y, last = two_losses(1e-9)
-    _, stats = losses.GradBalancer(losses.BalancerConfig(shares={"rec": 0.5, "adv": 0.5}, limit=50.0)).combine(values, y, last)
-    assert stats["weight/adv"] == 50.0
+def test_balancer_shares_limit_and_fixed_weights() -> None:
+    shares = {"rec": 0.8, "adv": 0.2}
+    _, _, gradient = weigh(losses.GradBalancer(losses.BalancerConfig(mode="ratio", shares=shares)), 2.0)
+    assert torch.allclose(gradient, torch.tensor([1.0, 2.0, 3.0]) * (1 - 0.25))
+    weights, _, _ = weigh(losses.GradBalancer(losses.BalancerConfig(shares={"rec": 0.5, "adv": 0.5}, limit=50.0)), 1e-9)
+    assert weights["adv"] == 50.0
+    weights, stats, _ = weigh(losses.GradBalancer(losses.BalancerConfig(mode="fixed", shares=shares)), 2.0)
+    assert weights == shares
+    assert stats["balance/norm/adv"] == pytest.approx(2 * np.sqrt(14))
 
 
 def test_shares_average_over_time_and_survive_a_restart() -> None:
     balancer = losses.GradBalancer(losses.BalancerConfig(mode="shares", shares={"rec": 0.5, "adv": 0.5}, decay=0.9))
     for scale in (1.0, 3.0):
-        values, y, last = two_losses(scale)
-        _, stats = balancer.combine(values, y, last)
+        _, stats, _ = weigh(balancer, scale)
     norm = float(np.sqrt(14))
-    assert stats["norm/adv"] == pytest.approx(0.9 * norm + 0.1 * 3 * norm, rel=1e-5)
+    assert stats["balance/norm/adv"] == pytest.approx(0.9 * norm + 0.1 * 3 * norm, rel=1e-5)
+    balancer.weigh({"rec": torch.ones(3), "adv": torch.full((3,), float("nan"))})
+    assert balancer.norms["adv"] == pytest.approx(stats["balance/norm/adv"]), "a broken step does not count"
     restarted = losses.GradBalancer(balancer.config)
     restarted.load_state_dict(balancer.state_dict())
     assert restarted.norms == balancer.norms
