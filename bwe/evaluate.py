@@ -68,6 +68,7 @@ class Table:
         model: name. filter, cutoff_source: as given to `evaluate`. sample_rate: Hz, of the comparison.
         rows: two for each cut-off, input and model.
         floor: `metrics.lsd_floor` by cut-off in Hz.
+        line: `metrics.line_height` of the mean spectra by cut-off in Hz, of reference, input and model.
         files: one record per file and cut-off: path, cutoff_hz, input and model (metric name -> value).
         skipped: what could not serve as a reference: path -> why.
     """
@@ -78,6 +79,7 @@ class Table:
     sample_rate: int
     rows: tuple[Row, ...]
     floor: dict[float, float]
+    line: dict[float, dict[str, float]]
     files: tuple[dict[str, object], ...]
     skipped: dict[str, str]
 
@@ -100,6 +102,7 @@ class Table:
                     "sample_rate": self.sample_rate,
                     "rows": [vars(row) for row in self.rows],
                     "lsd_floor": {f"{hz:g}": value for hz, value in self.floor.items()},
+                    "edge_line_db": {f"{hz:g}": value for hz, value in self.line.items()},
                     "files": list(self.files),
                     "skipped": self.skipped,
                 }
@@ -118,6 +121,9 @@ class Table:
             lines.append(f"{row.cutoff_hz:>7g}  {row.signal:<6}" + "".join(f"{cell:>14}" for cell in cells))
             if row.signal == "model":
                 lines.append(f"{row.cutoff_hz:>7g}  floor {self.floor[row.cutoff_hz]:>14.2f}")
+        for hz, heights in self.line.items():
+            shown = ", ".join(f"{signal} {height:.1f}" for signal, height in heights.items())
+            lines.append(f"{hz:>7g}  spectral line at the cut-off, dB: {shown}")
         lines.append("Means ± 95 % confidence. LSD: STFT 2048/512, log10 power floored at 1e-8 (apbwe).")
         if self.skipped:
             path, why = next(iter(self.skipped.items()))
@@ -188,6 +194,7 @@ def evaluate(
 
     files: list[dict[str, object]] = []
     skipped: dict[str, str] = {}
+    edges: dict[float, dict[str, list[Tensor]]] = {float(hz): {} for hz in cutoffs}
     for done, path in enumerate(paths):
         try:
             reference = _reference(path, rate)
@@ -203,6 +210,8 @@ def evaluate(
             record["input"] = _measure(reference, narrow, rate, hz)
             record["model"] = _measure(reference, extended, rate, hz)
             files.append(record)
+            for signal, x in (("reference", reference), ("input", narrow), ("model", extended)):
+                edges[float(hz)].setdefault(signal, []).append(metrics.edge_spectrum(x, rate, hz).mean(0))
         if progress is not None:
             progress(done + 1, len(paths))
     if not files:
@@ -210,7 +219,11 @@ def evaluate(
         raise AudioError(f"none of {len(paths)} files can serve as a reference at {rate} Hz{why}")
     rows = [_row(files, float(hz), signal) for hz in cutoffs for signal in ("input", "model")]
     floor = {float(hz): metrics.lsd_floor(hz, rate) for hz in cutoffs}
-    return Table(name, filter, cutoff_source, rate, tuple(rows), floor, tuple(files), skipped)
+    line = {
+        hz: {signal: metrics.line_height(torch.stack(found).mean(0), rate, hz) for signal, found in signals.items()}
+        for hz, signals in edges.items()
+    }
+    return Table(name, filter, cutoff_source, rate, tuple(rows), floor, line, tuple(files), skipped)
 
 
 def _paths(

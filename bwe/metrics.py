@@ -168,6 +168,31 @@ def hf_bias(ref: Signal, est: Signal, sr: int, cutoff_hz: float) -> Tensor:
     return bias
 
 
+def edge_spectrum(x: Signal, sr: int, cutoff_hz: float) -> Tensor:
+    """Mean spectrum (…, F) in dB of the bins within 600 Hz of `cutoff_hz` (STFT 2048/512), for `line_height`; mean it over
+    recordings before, since the harmonics of a single one are lines of their own."""
+    t = _as_signal(x, "x")
+    _check_cutoff(cutoff_hz, sr)
+    power = dsp.power_spectrogram(t, 2048, 512).mean(-1)
+    near = (torch.linspace(0, sr / 2, 1025, dtype=torch.float64) - cutoff_hz).abs() <= 600
+    return 10 * (power[..., near] + LOG_POWER_FLOOR).log10()
+
+
+def line_height(edge_db: Signal, sr: int, cutoff_hz: float) -> float:
+    """How far the highest bin within 200 Hz of the cut-off stands above both its neighbours, the mean levels from 600 to
+    200 Hz below and from 200 to 600 Hz above, in dB. A splice that doubles a band shows as several dB; a slope or a step has
+    no line.
+
+    Args:
+        edge_db: `edge_spectrum`, averaged over recordings, (F,).
+    """
+    level = torch.as_tensor(edge_db, dtype=torch.float64)
+    hz = torch.linspace(0, sr / 2, 1025, dtype=torch.float64) - cutoff_hz
+    hz = hz[hz.abs() <= 600]
+    neighbours = max(float(level[hz < -200].mean()), float(level[hz > 200].mean()))
+    return float(level[hz.abs() <= 200].max()) - neighbours
+
+
 def snr(ref: Signal, est: Signal) -> Tensor:
     """Signal-to-noise ratio ‖ref‖² / ‖ref − est‖² in dB; inf where they are equal."""
     r, e = _as_pair(ref, est)

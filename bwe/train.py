@@ -89,7 +89,8 @@ class Recipe:
         minutes: training time (validation not counted) after which the run ends before `steps`; 0 for no limit.
         patience: consecutive steps with non-finite gradients after which the run stops.
         init: name or folder of a model to start from (and `discriminators.safetensors` beside it, where present).
-        precision: "bf16" runs the networks under autocast, filters and losses stay in fp32.
+        precision: "bf16" runs the networks under autocast, filters and losses stay in fp32; "auto" does so where the device
+            has bf16 arithmetic (a CPU that only emulates it is slower for it).
         valid_cutoffs: brick-wall cut-offs of the validation, in Hz.
         trackers: besides metrics.jsonl: "wandb" and "tensorboard".
     """
@@ -112,7 +113,7 @@ class Recipe:
     init: str = ""
     seed: int = 0
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     threads: int = 0
     workers: int = 1
     log_every: int = 20
@@ -189,6 +190,7 @@ class GANTask:
             )
             for name, network in self.networks.items()
         }
+        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.steps_done = 0
         self.measured_input = False
 
@@ -274,7 +276,7 @@ class GANTask:
         return self._limited(y, part["top_hz"]), self._limited(part["target"], part["top_hz"]), y
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _adversarial_gradients(self, parts: list[dict[str, Tensor]], log: _Mean) -> list[str]:
         """Leaves the gradients of a step in both networks; returns the names of those that are to be stepped."""
@@ -693,6 +695,16 @@ class _Window:
         if torch.cuda.is_available():
             numbers["sys/gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
         return numbers
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: list[str]) -> Recipe:

@@ -22,6 +22,6 @@ def recipe() -> train.Recipe:
         batch=6,
         steps=14_000,
         reconstruction_steps=7_000,
-        precision="bf16",
+        precision="auto",
         threads=1,
     )

@@ -1,12 +1,15 @@
 """The SEANet generator: shapes, the known band, silence, receptive field, weight norm."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from bwe import dsp, generators, layers
+from bwe import audio, dsp, generators, hub, layers, metrics
+from bwe.errors import ModelError
 
+ROOT = Path(__file__).parent.parent
 SR = 48_000
 
 
@@ -121,3 +124,54 @@ def test_cutoff_changes_what_is_generated() -> None:
 def test_impossible_shapes_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="SEANet"):
         dataclasses.replace(generators.SIZES["tiny"], **change)
+
+
+@pytest.mark.parametrize(("rate", "bands"), [(16_000, 8), (24_000, 12), (44_100, 22), (48_000, 24)])
+def test_a_trunk_moves_to_another_sample_rate(rate: int, bands: int) -> None:
+    source, target = tiny(), tiny(sample_rate=rate, bands=bands)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    target.warm_start(source, "init=x")
+    for mine, theirs in zip(target.modules(), source.modules(), strict=True):
+        if isinstance(getattr(mine, "weight", None), torch.Tensor) and mine not in (target.stem, target.head):
+            assert torch.allclose(mine.weight, theirs.weight, atol=1e-6)
+    own, other = target.stem.weight, source.stem.weight
+    for group in range(3):  # whitened bands, levels, excitation
+        shared = slice(group * bands, group * bands + bands)
+        assert torch.allclose(own[:, shared], other[:, group * 24 : group * 24 + bands], atol=1e-6)
+    assert torch.allclose(target.head.bias, torch.cat([source.head.bias[g * 24 : g * 24 + bands] for g in range(3)]))
+    if bands < 24:  # and back: the bands that only the larger one has start anew
+        back = tiny()
+        initial = back.stem.weight.clone()
+        back.warm_start(layers.fold_weight_norm(target), "init=x")
+        assert torch.allclose(back.stem.weight[:, bands:24], initial[:, bands:24], atol=1e-6)
+        assert torch.allclose(back.stem.weight[:, :bands], other[:, :bands], atol=1e-6)
+    x = torch.randn(1, 1, 5000) * 0.1
+    assert target(x, torch.tensor([4000.0])).shape == x.shape
+
+
+def test_a_moved_trunk_knows_more_than_a_new_one() -> None:
+    x, info = audio.read(ROOT / "examples" / "talk_48k.flac")
+    talk = dsp.resample(torch.from_numpy(x[:1]), info.sample_rate, 16_000)[None]
+    low, cutoff = dsp.band_limit(talk, 16_000, 4000.0), torch.tensor([4000.0])
+    new, moved = tiny(sample_rate=16_000, bands=8), tiny(sample_rate=16_000, bands=8)
+    moved.warm_start(hub.read("tiny")[0], "init=tiny")
+    with torch.inference_mode():
+        lsd = [float(metrics.lsd(talk[0, 0], model(low, cutoff)[0, 0], 16_000)) for model in (new, moved)]
+    assert lsd[1] < 0.95 * lsd[0]
+
+
+def test_another_trunk_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match=r"init=x: its generator has channels=\(12, 16, 24\), this recipe \(12, 16, 32\)"):
+        tiny(channels=(12, 16, 32)).warm_start(tiny(), "init=x")
+    with pytest.raises(ModelError, match="is no SEANet"):
+        tiny().warm_start(torch.nn.Linear(1, 1), "init=x")
+
+
+def test_a_generator_need_not_be_told_the_cutoff() -> None:
+    model, x = tiny(conditioning=0), speechlike(9600)
+    with torch.inference_mode():
+        inside = [model.missing_band(x, torch.tensor([hz])) for hz in (4000.0, 9000.0)]
+    assert torch.equal(*inside)
+    assert model(x, torch.tensor([4000.0])).shape == x.shape

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bwe import metrics
+from bwe import dsp, metrics
 
 SR = 48_000
 
@@ -221,3 +221,19 @@ def test_wrong_arguments_are_named():
         metrics.hf_bias(x, x, SR, 30_000)
     with pytest.raises(ValueError, match=r"must be bool \(94,\)"):
         metrics.lsd(noise(), noise(), SR, frames=np.ones(3, dtype=bool))
+
+
+def test_a_line_at_the_cutoff_is_measured_and_a_slope_or_step_is_none() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((4, 48_000 * 4)) * 0.05
+
+    def height(x: np.ndarray | torch.Tensor) -> float:
+        return metrics.line_height(metrics.edge_spectrum(x, 48_000, 4000.0).mean(0), 48_000, 4000.0)
+
+    assert 0 < height(noise) < 0.6
+    assert height(dsp.band_limit(torch.from_numpy(noise), 48_000, 4000.0) + 0.01 * noise) < 0.6
+    assert height(dsp.lowpass(noise, 48_000, 2000.0, "butter", 2)) < 3.5, "the band itself falls by 6 dB within the window"
+    both = dsp.band_limit(torch.from_numpy(noise), 48_000, 4100.0) - dsp.band_limit(torch.from_numpy(noise), 48_000, 3900.0)
+    assert height(noise + both.numpy()) == pytest.approx(6, abs=0.8)
+    tone = 0.005 * np.sin(2 * np.pi * 4100 * np.arange(noise.shape[1]) / 48_000)
+    assert height(noise + tone) > 1.5
