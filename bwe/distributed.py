@@ -66,7 +66,9 @@ class Group:
         """The largest of the processes' values."""
         if self.world == 1:
             return value
-        return max(self.gather(value))
+        largest = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        self._checked(lambda: dist.all_reduce(largest, dist.ReduceOp.MAX))
+        return int(largest)
 
     def gather(self, value: R) -> list[R]:
         """Every process's value (plain data), in the order of ranks."""

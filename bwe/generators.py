@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -33,6 +34,8 @@ __all__ = ["SIZES", "SEANet", "fold_weight_norm"]
 # -100 dBFS: below any PCM-16 floor, so that filter residue and rounding noise are not blown up to full level.
 _LEVEL_FLOOR = 1e-5
 _LOG_GAIN_MAX = 3.0
+# Pairs of sub-band samples between the means that `_without_edges` takes, each over four times as many.
+_EDGE_STEP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,8 @@ class Config:
             raise ValueError("the kernels of a SEANet are odd")
         if self.level_frames % 8 or math.prod(self.strides) % (self.level_frames // 4):
             raise ValueError("level_frames of a SEANet is a multiple of 8 whose quarter divides the product of the strides")
+        if math.prod(self.strides) % (2 * _EDGE_STEP):
+            raise ValueError(f"the product of the strides of a SEANet is a multiple of {2 * _EDGE_STEP}")
 
 
 SIZES: dict[str, Config] = {
@@ -159,7 +164,7 @@ class SEANet(nn.Module):
             reach += rate * (in_units + in_mrf + 1.5 * stride)
             rate *= stride
             reach += rate
-        reach += rate * sum(cycle) + 3
+        reach += rate * sum(cycle) + 3 + 2 * 3 * _EDGE_STEP
         self.receptive_field = math.ceil(reach) * c.bands + 2 * self.pqmf.margin
         if c.passthrough:
             self.receptive_field += dsp.splice_taps(c.sample_rate) // 2
@@ -205,6 +210,18 @@ class SEANet(nn.Module):
         level = F.interpolate((power + _LEVEL_FLOOR**2).sqrt(), scale_factor=float(step), mode="linear")
         return bands / level, level
 
+    @staticmethod
+    def _without_edges(texture: Tensor) -> Tensor:
+        """`(B, K, N)` without its local mean and without its local alternating mean, over 64 sub-band samples.
+
+        These are the two edges of each sub-band: an offset of the network's output would be a whistle there, at the multiples
+        of the band width, for as long as the gain lasts. Even and odd samples, each without its own mean, have neither.
+        """
+        phases = rearrange(texture, "b k (n p) -> b (k p) n", p=2)
+        mean = F.avg_pool1d(phases, 4 * _EDGE_STEP, stride=_EDGE_STEP, padding=3 * _EDGE_STEP // 2, count_include_pad=False)
+        local = F.interpolate(mean, scale_factor=float(_EDGE_STEP), mode="linear")
+        return texture - rearrange(local, "b (k p) n -> b k (n p)", p=2)
+
     def missing_band(self, x: Tensor, cutoff_hz: Tensor) -> Tensor:
         """What the network puts out before the high-pass splice: `(B, 1, T)` with T a multiple of `hop`, same shape."""
         c = self.config
@@ -230,6 +247,7 @@ class SEANet(nn.Module):
             h = self.decoder[i](self.decoder_film[i](h, condition))
         out = self.head(activate(h)).squeeze(2).float()
         texture, log_gain, own = out.chunk(3, dim=1)
+        texture = self._without_edges(texture)
         reference = (level.square().mean(dim=1, keepdim=True) - _LEVEL_FLOOR**2).clamp(min=0).sqrt()
         gain = log_gain.clamp(max=_LOG_GAIN_MAX).exp() * reference
         return self.pqmf.synthesis((texture + self.texture_mix * excitation) * gain + own * bands)

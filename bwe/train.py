@@ -192,7 +192,7 @@ class GANTask:
         }
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.steps_done = 0
-        self.measured_input = False
+        self.input_figures: dict[str, float] = {}
 
     def _warm_start(self, name: str) -> None:
         source, _, _ = hub.read(name)
@@ -369,7 +369,7 @@ class GANTask:
     @torch.inference_mode()
     def validate(self) -> Validation:
         """Metrics of the averaged generator on brick-wall inputs; `val/score` is the mean of LSD-HF plus a tenth of the
-        decibels by which |HF bias| exceeds 1. `val/<cut-off>/sinc/…` measures the input itself, the first time only."""
+        decibels by which |HF bias| exceeds 1. `val/<cut-off>/sinc/…` are the figures of the input itself."""
         r, rate = self.recipe, self.recipe.generator.sample_rate
         records: list[tuple[str, float]] = []
         spectra: dict[str, list[np.ndarray]] = {}
@@ -382,7 +382,7 @@ class GANTask:
                 low = dsp.band_limit(ref, rate, cutoff)
                 told = torch.tensor([cutoff], device=self.device)
                 y = self.ema(low[None, None].to(self.device), told)[0, 0].cpu()
-                measured = {"": y} if self.measured_input else {"": y, "sinc/": low}
+                measured = {"": y} if self.input_figures else {"": y, "sinc/": low}
                 for kind, signal_ in measured.items():
                     values = {
                         "lsd": metrics.lsd(ref, signal_, rate),
@@ -400,11 +400,11 @@ class GANTask:
                 if number < 4 * self.group.world:
                     clip = f"{cutoff:g}_{number}"
                     clips[clip], cutoffs[clip] = {"pred": y}, cutoff
-                    if not self.measured_input:
+                    if not self.input_figures:
                         narrow = dsp.resample(low, rate, round(2 * cutoff))
                         clips[clip] |= {"ref": ref, "sinc": low, "low": narrow}
-        self.measured_input = True
-        numbers = _means([pair for part in self.group.gather(records) for pair in part])
+        numbers = self.input_figures | _means([pair for part in self.group.gather(records) for pair in part])
+        self.input_figures = {name: value for name, value in numbers.items() if "/sinc/" in name}
         gathered = self.group.gather(spectra)
         curves = {
             f"stft/{cutoff:g}/mean_spectrum": {
@@ -521,11 +521,9 @@ class Trainer:
     def resume(self) -> None:
         """Continues from the last whole checkpoint of the run folder, or from the start where there is none."""
         found = self.checkpoints.load()
-        if self.group.main and self.checkpoints.folder.is_dir():
-            self.group.barrier()
+        self.group.barrier()
+        if self.group.main:
             self.checkpoints.sweep()
-        else:
-            self.group.barrier()
         if found:
             state = found[1]
             self.task.load_state_dict(state["task"])

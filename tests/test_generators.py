@@ -175,3 +175,20 @@ def test_a_generator_need_not_be_told_the_cutoff() -> None:
         inside = [model.missing_band(x, torch.tensor([hz])) for hz in (4000.0, 9000.0)]
     assert torch.equal(*inside)
     assert model(x, torch.tensor([4000.0])).shape == x.shape
+
+
+def test_an_offset_of_the_texture_is_no_whistle() -> None:
+    """A constant in a sub-band is a tone at its edge, an alternating one a tone at its other edge."""
+    model, x = layers.fold_weight_norm(tiny()), speechlike(SR)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.zero_()
+        model.texture_mix.fill_(0.3)
+        model.head.bias[:24] = 2.0
+        model.head.bias[24:48] = -1.0
+        y = model.missing_band(x[..., : SR // 384 * 384], torch.tensor([4000.0]))[0, 0]
+    level = 10 * dsp.power_spectrogram(y, 2048, 512).mean(-1).log10()
+    hz = torch.linspace(0, SR / 2, 1025)
+    for edge in range(5000, 24_000, 1000):
+        line = level[(hz - edge).abs() < 40].max() - level[((hz - edge).abs() > 100) & ((hz - edge).abs() < 400)].median()
+        assert line < 3, edge
