@@ -11,7 +11,7 @@ bandwidth extension network") with three things of its own:
 * what the rectified input has in each sub-band (harmonics of the same pitch, or noise of the same envelope), whitened, is
   offered as a texture.
 
-The known band is not the network's business: `y = x + highpass(G(x))`.
+The known band is not the network's business: `y = x + highpass(G(x) - x)`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _folded(module: nn.Module) -> dict[str, Tensor]:
 
 
 class SEANet(nn.Module):
-    """PQMF -> U-Net -> PQMF, then `y = x + highpass(G(x), cutoff)`.
+    """PQMF -> U-Net -> PQMF, then `y = x + highpass(G(x) - x, cutoff)`.
 
     Attributes:
         config, sample_rate (Hz), hop (samples between bottleneck frames), receptive_field (samples on either side that can
@@ -276,4 +276,6 @@ class SEANet(nn.Module):
         generated = self.missing_band(F.pad(x, (0, -length % self.hop)), cutoff_hz)[..., :length].float()
         if not self.config.passthrough:
             return generated
-        return x + dsp.splice_highpass(generated, self.sample_rate, cutoff_hz)
+        # What a filter's skirt has left above the cut-off is taken out, not added to: within a sub-band the network cannot
+        # fill the gap beside the skirt without doubling the skirt. Where it is worth keeping, `own` keeps it.
+        return x + dsp.splice_highpass(generated - x, self.sample_rate, cutoff_hz)
