@@ -22,7 +22,21 @@ import torch
 from bwe import data, degrade, runs, train
 
 RECIPE = Path(__file__).parent / "speech.py"
-COMMON = ["steps=1000000", "optim.final=1.0", "optim.warmup=50", "precision=fp32", "valid_every=1000000", "log_every=50"]
+# The recipe's plain data side: filters and resamplers, no speed perturbation, tilt but no random curve.
+PLAIN = [
+    "crops.speed=[1,1]",
+    "degrade.eq_db=0",
+    *(f"degrade.{d}_share=0" for d in ("codec", "shelf", "clip", "quantise", "dropout")),
+]
+COMMON = [
+    *PLAIN,
+    "steps=1000000",
+    "optim.final=1.0",
+    "optim.warmup=50",
+    "precision=fp32",
+    "valid_every=1000000",
+    "log_every=50",
+]
 NO_DISCRIMINATORS = [f"discriminators.{kind}" for kind in ("periods=[]", "scales=0", "fft_sizes=[]", "bands=0")]
 REC = [*NO_DISCRIMINATORS, "batch=8", "crops.seconds=0.5", "optim.lr=1e-3"]
 GAN = ["reconstruction_steps=0", "batch=6", "crops.seconds=0.4", "optim.lr=2e-4", "discriminators.subset=4"]

@@ -1,5 +1,6 @@
 """Training end to end on the smoke recipe, through the command line as a user runs it, and its parts."""
 
+import importlib
 import json
 import os
 import signal
@@ -291,3 +292,17 @@ def test_command_line_shows_a_sentence_and_no_traceback(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "did you mean 'batch'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_recipe_and_every_arm_of_the_ablations_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    ablations = importlib.import_module("ablations")
+    for path in (ROOT / "recipes").glob("*.py"):
+        if path.stem != "ablations":
+            assert train.load_recipe(path, []).name
+    plain = train.load_recipe(ablations.RECIPE, ["data=x", *ablations.COMMON])
+    assert plain.degrade == train.degrade.Config()
+    arms = {
+        name: train.load_recipe(ablations.RECIPE, ["data=x", *ablations.COMMON, *arm]) for name, arm in ablations.ARMS.items()
+    }
+    assert len({repr(arm) for arm in arms.values()}) == len(arms), "two arms are the same"
