@@ -55,7 +55,11 @@ def load_folded(module: nn.Module, state: dict[str, Tensor]) -> None:
             if is_parametrized(child, "weight"):
                 if child.weight.shape != state[f"{name}.weight"].shape:
                     raise RuntimeError(f"{name}.weight is {tuple(state[f'{name}.weight'].shape)}")
-                child.weight = state[f"{name}.weight"]
+                # Not `child.weight = …`: that makes the tensor given the parameter's own storage, device and all.
+                norm = child.parametrizations.weight
+                magnitude, direction = norm[0].right_inverse(state[f"{name}.weight"].to(norm.original0.device))
+                norm.original0.copy_(magnitude)
+                norm.original1.copy_(direction)
 
 
 def activate(x: Tensor) -> Tensor:

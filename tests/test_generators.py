@@ -192,3 +192,16 @@ def test_an_offset_of_the_texture_is_no_whistle() -> None:
     for edge in range(5000, 24_000, 1000):
         line = level[(hz - edge).abs() < 40].max() - level[((hz - edge).abs() > 100) & ((hz - edge).abs() < 400)].median()
         assert line < 3, edge
+
+
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")
+def test_a_warm_start_copies_and_keeps_the_memory_format() -> None:
+    source, target = layers.fold_weight_norm(tiny()), tiny()
+    strides = [p.stride() for p in target.parameters()]
+    target.warm_start(source, "init=x")
+    assert [p.stride() for p in target.parameters()] == strides
+    own = {p.data_ptr() for p in target.parameters()}
+    assert not own & {p.data_ptr() for p in source.parameters()}
+    elsewhere = generators.SEANet(generators.SIZES["tiny"]).to("meta")
+    elsewhere.warm_start(source, "init=x")  # a copy between devices
+    assert all(p.device.type == "meta" for p in elsewhere.parameters())
