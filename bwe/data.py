@@ -562,9 +562,9 @@ def _batches(crops: Crops, batch: int, steps: range, workers: int, places: range
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the terminal; the parent decides what becomes of the workers.
+    # Ctrl-C and a scheduler's SIGTERM reach every process of a training; the parent decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _start(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bwe.errors import BweError
+from bwe.errors import BweError, ConfigError
 
 R = TypeVar("R")
-# Longer than rank 0 takes to pack a data set while the others wait.
-_TIMEOUT = timedelta(hours=2)
+# Rank 0 may pack a data set while the others wait; `bwe prepare` does it beforehand for what takes longer.
+_TIMEOUT = timedelta(minutes=30)
 
 
 class Group:
@@ -37,10 +37,18 @@ class Group:
         return self.rank == 0
 
     def open(self, device: torch.device) -> None:
-        """Joins the other processes: NCCL between GPUs, gloo between CPUs."""
+        """Joins the other processes: NCCL between GPUs, gloo between CPUs.
+
+        Raises ConfigError: they cannot be reached.
+        """
         if self.world > 1 and not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
-            self._checked(lambda: dist.init_process_group(backend, timeout=_TIMEOUT))
+            try:
+                dist.init_process_group(backend, timeout=_TIMEOUT)
+            except (RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"cannot join the {self.world} processes of WORLD_SIZE ({error}); start with torchrun"
+                ) from None
 
     def close(self) -> None:
         """Leaves in good order, after all have arrived."""
@@ -81,7 +89,9 @@ class Group:
     def _checked(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except (RuntimeError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BweError(
                 f"process {self.rank} of {self.world}: another process of this training has gone ({reason}); "

@@ -35,7 +35,7 @@ def resampled_length(length: int, sr_in: int, sr_out: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _polyphase(sr_in: int, sr_out: int) -> torch.nn.Module:
+def _polyphase(sr_in: int, sr_out: int, device: torch.device) -> torch.nn.Module:
     resampler: torch.nn.Module = torchaudio.transforms.Resample(
         sr_in,
         sr_out,
@@ -44,7 +44,7 @@ def _polyphase(sr_in: int, sr_out: int) -> torch.nn.Module:
         rolloff=_KAISER_ROLLOFF,
         beta=_KAISER_BETA,
     )
-    return resampler
+    return resampler.to(device)
 
 
 def _fft_resample(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
@@ -81,8 +81,7 @@ def resample(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
     if (sr_in // gcd) * (sr_out // gcd) > _MAX_POLYPHASE:
         y = _fft_resample(x, sr_in, sr_out)
     else:
-        resampler = _polyphase(sr_in, sr_out)
-        y = resampler.to(device=x.device, dtype=x.dtype)(x) if x.device.type != "cpu" else resampler(x.float()).to(x.dtype)
+        y = _polyphase(sr_in, sr_out, x.device)(x.float()).to(x.dtype)
     return y[..., :length] if y.shape[-1] >= length else F.pad(y, (0, length - y.shape[-1]))
 
 

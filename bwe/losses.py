@@ -33,7 +33,7 @@ def generator_adversarial(fake: Features, kind: Literal["hinge", "ls"] = "hinge"
 
 def discriminator_adversarial(real: Features, fake: Features, kind: Literal["hinge", "ls"] = "hinge") -> Tensor:
     """What a discriminator minimises: `mean max(0, 1 - D(x)) + mean max(0, 1 + D(y))` (hinge), or
-    `mean (1 - D(x))^2 + mean D(y)^2` (least squares); the caller detaches y."""
+    `mean (1 - D(x))^2 + mean D(y)^2` (least squares)."""
     terms = []
     for r, f in zip(real, fake, strict=True):
         score_r, score_f = r[-1].float(), f[-1].float()
@@ -197,13 +197,11 @@ class GradBalancer:
         """
         c = self.config
         norms = {name: float(gradient.norm()) for name, gradient in at_last.items()}
-        if c.mode == "shares":
+        if c.mode == "shares" and all(map(math.isfinite, norms.values())):  # a broken step does not count
             for name, norm in norms.items():
-                # A loss seen for the first time starts from its own norm rather than from zero; a broken step counts not.
-                before = self.norms.get(name, norm)
-                if math.isfinite(norm):
-                    self.norms[name] = before * c.decay + norm * (1 - c.decay)
-            norms = {name: self.norms.get(name, norm) for name, norm in norms.items()}
+                # A loss seen for the first time starts from its own norm rather than from zero.
+                self.norms[name] = self.norms.get(name, norm) * c.decay + norm * (1 - c.decay)
+            norms = {name: self.norms[name] for name in norms}
         if c.mode == "fixed":
             weights = {name: c.shares[name] for name in norms}
         else:

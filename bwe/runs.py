@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -24,12 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bwe
 from bwe import audio, pictures
-from bwe.errors import ModelError
+from bwe.errors import ModelError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,27 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file that is there as a whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file that is there as a whole or not at all. Raises OutputError: the disk is full."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error}); make room and go on with --resume") from None
+
+
 class Checkpoints:
     """Resume states `step_N/{state.json, tensors.safetensors}`.
 
@@ -95,30 +118,29 @@ class Checkpoints:
                 stale.unlink()
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Raises ModelError, and writes nothing, where a tensor holds NaN or Inf."""
+        """Raises ModelError where a tensor holds NaN or Inf, OutputError where the disk is full; neither leaves anything."""
         tensors, rest = flatten(state)
         bad = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
         if bad is not None:
             raise ModelError(f"{self.folder}: refusing to save a model with NaN or Inf at step {step} (first in {bad})")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.sweep()
-        final = self.folder / f"step_{step}"
-        temporary = self.folder / f"step_{step}.tmp"
-        temporary.mkdir()
-        save_file(tensors, temporary / "tensors.safetensors")
-        digest = _sha256(temporary / "tensors.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"sha256": digest, "state": rest}))
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        if final.exists():  # a run that fell back to an earlier state comes by this step again
-            self._remove(step)
-        temporary.rename(final)
-        _sync(self.folder)
-        pointer = self.folder / "latest.tmp"
-        pointer.write_text(final.name)
-        _sync(pointer)
-        pointer.replace(self.folder / "latest")
-        _sync(self.folder)
+        final, temporary = self.folder / f"step_{step}", self.folder / f"step_{step}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.sweep()
+            temporary.mkdir()
+            save_file(tensors, temporary / "tensors.safetensors")
+            digest = _sha256(temporary / "tensors.safetensors")
+            (temporary / "state.json").write_text(json.dumps({"sha256": digest, "state": rest}))
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
+            if final.exists():  # a run that fell back to an earlier state comes by this step again
+                self._remove(step)
+            temporary.rename(final)
+            _sync(self.folder)
+            write_text(self.folder / "latest", final.name)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OutputError(f"{final}: cannot be written ({error}); make room and go on with --resume") from None
         # States beyond the newest are of a future that a fall-back has undone.
         kept = [s for s in self.steps() if s <= step][-self.keep :]
         for old in set(self.steps()) - set(kept):
@@ -175,7 +197,10 @@ def environment(recipe: Any, manifest_sha256: str, world: int, device: str) -> d
     """What a run is started from: version, git commit and uncommitted changes, Python, packages, data, seed, devices."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
+        root = Path(__file__).resolve().parent.parent
+        if not (root / ".git").exists():  # an installed package may lie inside a repository that is not its own
+            return ""
+        command = ["git", "-C", str(root), *words]
         try:
             done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=20, check=False)
         except (OSError, subprocess.SubprocessError):
@@ -216,14 +241,15 @@ class Tracker:
         self.run, self.sample_rate = run, recipe.generator.sample_rate
         self.writes = writes
         self.others: dict[str, Any] = {}
+        self.failed: set[str] = set()
         if not writes:
             return
         run.mkdir(parents=True, exist_ok=True)
-        path = run / "metrics.jsonl"
-        half_line = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        self.file = path.open("a", encoding="utf-8")
-        if half_line:  # of a killed run
-            self.file.write("\n")
+        self.file = (run / "metrics.jsonl").open("a+b")
+        if self.file.tell():
+            self.file.seek(-1, os.SEEK_END)
+            if self.file.read(1) != b"\n":  # the half line of a killed run
+                self.file.write(b"\n")
         if "wandb" in recipe.trackers:
             self._guard("wandb", lambda: self._start_wandb(recipe, resumed))
         if "tensorboard" in recipe.trackers:
@@ -260,6 +286,7 @@ class Tracker:
             hint = "; install bwe[train]" if isinstance(error, ImportError) else ""
             log.warning("%s is switched off for this run: %s%s", name, error, hint)
             self.others.pop(name, None)
+            self.failed.add(name)
 
     def _each(self, name: str, action: Callable[[Any], object]) -> None:
         if name in self.others:
@@ -268,13 +295,13 @@ class Tracker:
     def numbers(self, step: int, values: Mapping[str, Any]) -> None:
         """Scalars, lists (histograms, beside their edges) and curves (`{"hz": [...], name: [...]}`) by name.
 
-        What is not finite is left out: JSON has no word for it.
+        Scalars that are not finite are left out: JSON has no word for them.
         """
         if not self.writes:
             return
         values = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
         line = {"step": step, "time": round(time.time(), 1), **values}
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(line).encode() + b"\n")
         self.file.flush()
         scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
         self._each("wandb", lambda page: page.log({"step": step, **scalars, **self._wandb_plots(values)}))
@@ -306,25 +333,24 @@ class Tracker:
         if not self.writes:
             return
         for clip, signals in clips.items():
-            for name, x in signals.items():
-                folder = self.run / "clips" / (f"step_{step}" if name == "pred" else ".")
-                folder.mkdir(parents=True, exist_ok=True)
-                rate = round(2 * cutoffs[clip]) if name == "low" else self.sample_rate
-                path = folder / f"{clip}_{name}.flac"
-                samples = x[None].clamp(-1, 1).numpy()
-                self._guard("clips", lambda p=path, y=samples, s=rate: audio.write(p, y, s, "PCM_16", overwrite=True))  # type: ignore[misc]
-                self._each("wandb", lambda page, p=path, c=clip, n=name, s=rate: self._wandb_audio(page, step, c, n, p, s))  # type: ignore[misc]
-                if name != "low":
-                    self._each(
-                        "tensorboard",
-                        lambda board, c=clip, n=name, y=x: board.add_audio(  # type: ignore[misc]
-                            f"audio/{c}/{n}", y.clamp(-1, 1), step, self.sample_rate
-                        ),
-                    )
-            if self.others:
-                self._panels(step, clip, signals, cutoffs[clip])
+            if "clips" not in self.failed:
+                self._guard("clips", lambda c=clip, s=signals: self._write_clip(step, c, s, cutoffs[c]))  # type: ignore[misc]
+            if self.others and "pictures" not in self.failed:
+                self._guard("pictures", lambda c=clip, s=signals: self._panels(step, c, s, cutoffs[c]))  # type: ignore[misc]
         for old in sorted((self.run / "clips").glob("step_*"), key=lambda p: int(p.name[5:]))[:-2]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _write_clip(self, step: int, clip: str, signals: Mapping[str, Tensor], cutoff_hz: float) -> None:
+        for name, x in signals.items():
+            folder = self.run / "clips" / (f"step_{step}" if name == "pred" else ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            rate = round(2 * cutoff_hz) if name == "low" else self.sample_rate
+            path, samples = folder / f"{clip}_{name}.flac", x[None].clamp(-1, 1).numpy()
+            audio.write(path, samples, rate, "PCM_16", overwrite=True)
+            self._each("wandb", lambda page, p=path, n=name, s=rate: self._wandb_audio(page, step, clip, n, p, s))  # type: ignore[misc]
+            if name != "low":
+                tag = f"audio/{clip}/{name}"
+                self._each("tensorboard", lambda board, t=tag, y=samples, s=rate: board.add_audio(t, y, step, s))  # type: ignore[misc]
 
     def _panels(self, step: int, clip: str, signals: Mapping[str, Tensor], cutoff_hz: float) -> None:
         shown: dict[str, np.ndarray] = {name: signals[name].numpy() for name in ("sinc", "pred", "ref") if name in signals}
@@ -354,7 +380,8 @@ class Tracker:
     def close(self) -> None:
         if not self.writes:
             return
-        self.file.close()
+        with contextlib.suppress(OSError):  # a full disk has been told of already
+            self.file.close()
         self._each("wandb", lambda page: page.finish())
         self._each("tensorboard", lambda board: board.close())
 

@@ -25,14 +25,16 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bwe import data as corpus
 from bwe import degrade, discriminators, dsp, generators, hub, losses, metrics, runs
 from bwe.distributed import Group
-from bwe.errors import BweError, ConfigError
+from bwe.errors import BweError, ConfigError, ModelError
 
+_DISCRIMINATORS = "discriminators.safetensors"
 # Batches of non-finite steps that a run keeps; more would fill the disk of a run that is broken anyway.
 _MOST_DUMPS = 50
 
@@ -126,6 +128,18 @@ class Recipe:
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = ()
     card: str = ""
 
+    def __post_init__(self) -> None:
+        counts = ("batch", "accumulate", "steps", "log_every", "valid_every", "valid_clips", "checkpoint_every", "patience")
+        for name in (*counts, "discriminator_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be 1 or more; a large number means never")
+        top = self.generator.sample_rate / 2
+        if not self.valid_cutoffs or not all(300 < hz < top for hz in self.valid_cutoffs):
+            raise ConfigError(f"valid_cutoffs={list(self.valid_cutoffs)}: give at least one between 300 and {top:g} Hz")
+        balancer = self.losses.balancer
+        if set(balancer.shares) != set(losses.TERMS) or (balancer.mode != "fixed" and balancer.shares["rec"] <= 0):
+            raise ConfigError(f"losses.balancer.shares={balancer.shares}: give rec (above 0), feat and adv")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
@@ -197,9 +211,14 @@ class GANTask:
     def _warm_start(self, name: str) -> None:
         source, _, _ = hub.read(name)
         self.generator.warm_start(source, f"init={name}")
-        beside = hub.find(name) / "discriminators.safetensors"
+        beside = hub.find(name) / _DISCRIMINATORS
         if beside.is_file():
-            self.discriminator.warm_start(load_file(beside))
+            try:
+                self.discriminator.warm_start(load_file(beside))
+            except SafetensorError as error:
+                raise ModelError(
+                    f"{beside}: damaged ({error}); get it again, or delete it to start with new discriminators"
+                ) from None
 
     @property
     def adversarial(self) -> bool:
@@ -300,7 +319,7 @@ class GANTask:
                 "adv": losses.generator_adversarial(maps_fake, r.losses.adversarial),
             }
             log.add(values | {f"loss/{name}": term.detach() for name, term in terms.items()})
-            if detailed:
+            if detailed and not held:  # of the first part: levels and spreads, not losses
                 log.plain |= self._scores(subset, maps_real, maps_fake)
             at_output, own = losses.output_gradients(terms, y, self.generator.last_layer)
             for name, gradient in own.items():
@@ -316,9 +335,11 @@ class GANTask:
         mixing, stats = self.balancer.weigh(at_last)
         log.plain |= stats
         for part, (kept, at_output) in zip(parts, held, strict=True):
-            output = self._generate(part)[2] if kept is None else kept
+            if kept is None:
+                with self._autocast():
+                    kept = self.generator(part["input"], part["cutoff_hz"])
             combined = torch.stack([at_output[name] * weight for name, weight in mixing.items()]).sum(0)
-            output.backward(combined / len(parts))
+            kept.backward(combined / len(parts))
         return ["generator", "discriminator"] if trains else ["generator"]
 
     def _scores(self, subset: list[int], real: losses.Features, fake: losses.Features) -> dict[str, float]:
@@ -439,6 +460,8 @@ class GANTask:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
             # The fused kernel walks weights and moments alike through memory, but files hold tensors in their plain order.
+            for settings in optimizer.param_groups:  # a resumed run may change them
+                settings["betas"], settings["weight_decay"] = self.recipe.optim.betas, self.recipe.optim.weight_decay
             for weight, moments in optimizer.state.items():
                 for moment in ("exp_avg", "exp_avg_sq"):
                     moments[moment] = torch.empty_like(weight).copy_(moments[moment])
@@ -450,7 +473,7 @@ class GANTask:
         hub.save(folder, self.ema, card)
         if len(self.discriminator):
             tensors, _ = runs.flatten(self.discriminator.state_dict())
-            save_file(tensors, folder / "discriminators.safetensors")
+            runs.write_tensors(folder / _DISCRIMINATORS, tensors)
 
 
 class _Mean:
@@ -491,14 +514,19 @@ def pick_device(name: str, group: Group | None = None) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: no CUDA device here; use device=cpu")
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", group.local_rank if group else 0)
+        index = group.local_rank if group else 0
+        if index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {index} of this machine has no GPU: it has {torch.cuda.device_count()}; start as many processes"
+            )
+        return torch.device("cuda", index)
     return torch.device("cpu" if name == "auto" else name)
 
 
 class Trainer:
     """The loop: batch, step, log, validate, checkpoint. It knows nothing of GANs.
 
-    SIGTERM and SIGINT end it after the step they come in, with a checkpoint, as exit codes 143 and 130.
+    SIGTERM and SIGINT end it after the step or the validation they come in, with a checkpoint, as exit codes 143 and 130.
     """
 
     def __init__(
@@ -516,21 +544,35 @@ class Trainer:
         self.checkpoints = runs.Checkpoints(run / "checkpoints", recipe.keep)
         self.step, self.best, self.trained_s = 0, math.inf, 0.0
         self.skipped = self.skipped_in_a_row = 0
+        self.unvalidated = False
         self._signal = 0
 
     def resume(self) -> None:
-        """Continues from the last whole checkpoint of the run folder, or from the start where there is none."""
+        """Continues from the last whole checkpoint of the run folder, or from the start where there is none.
+
+        Raises:
+            ModelError: every checkpoint is damaged, or they are of another recipe.
+            BweError: the processes of this training do not see the same checkpoint.
+        """
         found = self.checkpoints.load()
-        self.group.barrier()
+        if len(set(self.group.gather(found[0] if found else -1))) > 1:
+            raise BweError(
+                f"{self.run}: the processes find different checkpoints; the run folder must be on a disk they share"
+            )
         if self.group.main:
             self.checkpoints.sweep()
-        if found:
-            state = found[1]
+        if found is None:
+            return
+        state = found[1]
+        try:
             self.task.load_state_dict(state["task"])
             self.step, self.best, self.trained_s = state["step"], state["best"], state["trained_s"]
-            self.skipped, self.skipped_in_a_row = state["skipped"]
+            self.skipped, self.unvalidated = state["skipped"], state["unvalidated"]
             torch.set_rng_state(state["rng"])
-            self.say(f"resuming at step {self.step}")
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"{self.run}: its checkpoint is of another recipe ({reason}); undo the override") from None
+        self.say(f"resuming at step {self.step}")
 
     def fit(self, batches: Callable[[int], Iterator[dict[str, Tensor]]]) -> None:
         """Runs to `recipe.steps`; `batches(start)` yields this process's batches from step `start` on.
@@ -544,9 +586,9 @@ class Trainer:
         try:
             self._loop(batches(self.step))
         finally:
+            self.tracker.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.tracker.close()
 
     def _listen(self) -> dict[int, Any]:
         if threading.current_thread() is not threading.main_thread():
@@ -562,7 +604,11 @@ class Trainer:
     def _loop(self, source: Iterator[dict[str, Tensor]]) -> None:
         r = self.recipe
         window = _Window(r.generator.sample_rate)
-        while self.step < r.steps and not self._out_of_time():
+        if self.unvalidated:  # the run was stopped before it could
+            self._validate()
+            self._save()
+        ends = self.step >= r.steps or self._out_of_time()
+        while not ends:
             counted, asked = self.clock(), time.perf_counter()
             batch = next(source)
             waited = time.perf_counter() - asked
@@ -571,17 +617,20 @@ class Trainer:
             window.add(batch, stats, waited, time.perf_counter() - asked)
             self.trained_s += self.clock() - counted
             self._watch(batch, stats)
-            ends = self.step == r.steps or self._out_of_time()
-            stopped = self.group.largest(self._signal)
+            ends = self.step >= r.steps or self._out_of_time()
             if self.step % r.log_every == 0 or ends:
                 numbers = window.numbers(self.group) | {"optim/skipped": float(self.skipped)}
                 self.tracker.numbers(self.step, numbers)
                 self.say(self._line(numbers))
                 window = _Window(r.generator.sample_rate)
-            if (self.step % r.valid_every == 0 or ends) and not stopped:
+            self.unvalidated = self.step % r.valid_every == 0 or ends
+            stopped = self.group.largest(self._signal)
+            if self.step % r.checkpoint_every == 0 or self.unvalidated or stopped:
+                self._save()  # before the validation, which takes longer than some give a process to end
+            if self.unvalidated and not stopped:
                 self._validate()
-            if self.step % r.checkpoint_every == 0 or ends or stopped:
                 self._save()
+                stopped = self.group.largest(self._signal)
             if stopped:
                 self.say(f"stopped by {signal.Signals(stopped).name} after step {self.step}; go on with --resume")
                 raise SystemExit(128 + stopped)
@@ -589,7 +638,7 @@ class Trainer:
     def _out_of_time(self) -> bool:
         limit = self.recipe.minutes * 60
         # The first process decides, so that all of them end at the same step.
-        return limit > 0 and self.group.gather(self.trained_s)[0] >= limit
+        return limit > 0 and bool(self.group.largest(int(self.group.main and self.trained_s >= limit)))
 
     def _watch(self, batch: dict[str, Tensor], stats: Mapping[str, float]) -> None:
         """Counts the steps that were skipped and keeps what they were skipped for."""
@@ -601,7 +650,7 @@ class Trainer:
         folder = self.run / "nonfinite" / f"step_{self.step}_process_{self.group.rank}"
         if self.skipped <= _MOST_DUMPS:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.cpu().contiguous() for k, v in batch.items()}, folder / "batch.safetensors")
+            runs.write_tensors(folder / "batch.safetensors", batch)
             (folder / "norms.json").write_text(json.dumps({k: str(v) for k, v in stats.items()}, indent=1))
         if self.skipped_in_a_row >= self.recipe.patience:
             raise BweError(
@@ -616,7 +665,8 @@ class Trainer:
                 "step": self.step,
                 "best": self.best,
                 "trained_s": self.trained_s,
-                "skipped": [self.skipped, self.skipped_in_a_row],
+                "skipped": self.skipped,
+                "unvalidated": self.unvalidated,
                 "rng": torch.get_rng_state(),
             }
             self.checkpoints.save(self.step, state)
@@ -629,6 +679,7 @@ class Trainer:
 
     def _validate(self) -> None:
         found = self.task.validate()
+        self.unvalidated = False
         if not self.group.main:
             return
         numbers = found.numbers
@@ -697,12 +748,31 @@ class _Window:
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resumed_recipe(run: Path, overrides: list[str], say: Callable[[str], None]) -> Recipe:
+    """The recipe that a run folder records, with `key=value` overrides; `say` gets what they change.
+
+    Raises:
+        ConfigError: as `load_recipe`, or the record cannot be read.
+    """
+    record = run / "recipe.json"
+    try:
+        stored = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{record}: cannot be read ({error}); start a new run folder") from None
+    values = _overridden(copy.deepcopy(stored), overrides)
+    before = dict(_paths(stored))
+    for key, value in _paths(values):
+        if not isinstance(value, Mapping) and before.get(key) != value:
+            say(f"{key}={json.dumps(value)} from here on, was {json.dumps(before.get(key))}")
+    return hub.from_dict(Recipe, values, str(record))
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: list[str]) -> Recipe:
@@ -723,13 +793,16 @@ def load_recipe(path: str | os.PathLike[str], overrides: list[str]) -> Recipe:
     spec.loader.exec_module(module)
     if not hasattr(module, "recipe"):
         raise ConfigError(f"{file}: defines no function recipe() that returns a bwe.train.Recipe")
-    values = dataclasses.asdict(module.recipe())
+    return hub.from_dict(Recipe, _overridden(dataclasses.asdict(module.recipe()), overrides), str(file))
+
+
+def _overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r}: write it as key=value")
         _set(values, key, text)
-    return hub.from_dict(Recipe, values, str(file))
+    return values
 
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:
@@ -738,7 +811,7 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
     for parent in parents:
         place = place.get(parent) if isinstance(place, dict) else None
     if not isinstance(place, dict) or last not in place:
-        near = difflib.get_close_matches(key, list(_paths(values)), 1, 0.0)
+        near = difflib.get_close_matches(key, [path for path, _ in _paths(values)], 1, 0.0)
         raise ConfigError(f"unknown recipe key {key!r}; did you mean {near[0]!r}?")
     try:
         place[last] = json.loads(text)
@@ -746,9 +819,9 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
         place[last] = text
 
 
-def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, Mapping):
             yield from _paths(value, f"{prefix}{key}.")
 
@@ -777,24 +850,31 @@ def keep_memory() -> None:
 def main(recipe_path: str, overrides: list[str], run_dir: str | None = None, resume: bool = False) -> Path:
     """Trains a recipe (`bwe train`), alone or as one process of torchrun; returns the run folder.
 
+    A resumed run goes on with the recipe that its folder records; only `overrides` change it.
+
     Raises:
         ConfigError: recipe or override wrong, or the run folder already holds a run and `resume` was not given.
         BweError, SystemExit: as `Trainer.fit`.
     """
-    recipe = load_recipe(recipe_path, overrides)
     group = Group()
-    run = Path(run_dir or f"runs/{recipe.name}")
-    if (run / "recipe.json").is_file() and not resume:
-        raise ConfigError(f"{run}: holds a run already; continue it with --resume or give another --run folder")
-    if recipe.batch % (group.world * recipe.accumulate):
-        raise ConfigError(
-            f"batch={recipe.batch} cannot be split over {group.world} processes and accumulate={recipe.accumulate} parts"
-        )
 
     def say(line: str) -> None:
         if group.main:
             print(line, file=sys.stderr, flush=True)
 
+    recipe = load_recipe(recipe_path, overrides)
+    run = Path(run_dir or f"runs/{recipe.name}")
+    goes_on = resume and (run / "recipe.json").is_file()
+    if goes_on:
+        recipe = resumed_recipe(run, overrides, say)
+    elif (run / "recipe.json").is_file():
+        raise ConfigError(f"{run}: holds a run already; continue it with --resume or give another --run folder")
+    elif resume:
+        say(f"nothing to resume in {run}: starting at step 0")
+    if recipe.batch % (group.world * recipe.accumulate):
+        raise ConfigError(
+            f"batch={recipe.batch} cannot be split over {group.world} processes and accumulate={recipe.accumulate} parts"
+        )
     device = pick_device(recipe.device, group)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -812,15 +892,19 @@ def main(recipe_path: str, overrides: list[str], run_dir: str | None = None, res
     if crops.sample_rate != recipe.generator.sample_rate:
         rate = recipe.generator.sample_rate
         raise ConfigError(f"{folder}: packed at {crops.sample_rate} Hz, the generator works at {rate} Hz")
-    if group.main:
-        (run / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1))
-        if not resume:
-            origin = runs.environment(recipe, crops.manifest_sha256, group.world, str(device))
-            (run / "environment.json").write_text(json.dumps(origin, indent=1))
     say(f"{crops.seconds / 60:.1f} minutes of {len(crops.clips)} recordings")
-    trainer = Trainer(GANTask(recipe, corpus.whole(folder / "valid", recipe.valid_clips), group), recipe, run, say, group)
-    if resume:
+    has_state = bool(runs.Checkpoints(run / "checkpoints", recipe.keep).steps())
+    start = dataclasses.replace(recipe, init="") if goes_on and has_state else recipe
+    task = GANTask(start, corpus.whole(folder / "valid", recipe.valid_clips), group)
+    trainer = Trainer(task, recipe, run, say, group)
+    if goes_on:
         trainer.resume()
+    group.barrier()  # all have seen whether the folder holds a run
+    if group.main:
+        if not (run / "environment.json").is_file():
+            origin = runs.environment(recipe, crops.manifest_sha256, group.world, str(device))
+            runs.write_text(run / "environment.json", json.dumps(origin, indent=1))
+        runs.write_text(run / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=1))
     trainer.fit(
         lambda start: corpus.batches(crops, recipe.batch, recipe.steps, start, recipe.workers, group.rank, group.world)
     )

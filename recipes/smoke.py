@@ -5,6 +5,7 @@
 It shows that everything works together, nothing of quality.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -36,7 +37,10 @@ def recordings() -> Path:
         path = folder / f"speaker_{speaker:02d}" / "clip.wav"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, voice(np.random.default_rng(speaker), 1.5), SAMPLE_RATE, subtype="PCM_16")
+            temporary = path.with_name(f"{os.getpid()}.wav.tmp")  # another process may be at it, too
+            x = voice(np.random.default_rng(speaker), 1.5)
+            soundfile.write(temporary, x, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+            temporary.replace(path)
     return folder
 
 

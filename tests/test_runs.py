@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bwe import audio, runs, train
-from bwe.errors import ModelError
+from bwe.errors import ModelError, OutputError
 
 SMOKE = Path(__file__).parent.parent / "recipes" / "smoke.py"
 
@@ -83,6 +83,21 @@ def test_a_non_finite_state_is_never_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"NaN or Inf at step 4 \(first in task/w\)"):
         checkpoints.save(4, state(4) | {"task": {"w": torch.tensor([1.0, math.nan])}})
     assert checkpoints.load() is None
+
+
+def test_a_full_disk_is_told_and_takes_nothing_with_it(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    checkpoints = runs.Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"step_2: cannot be written .*make room"):
+            checkpoints.save(2, state(2, size=100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_1"]
+    assert (checkpoints.load() or (0,))[0] == 1
 
 
 def _save_for_ever(folder: str, start: int) -> None:
@@ -167,6 +182,18 @@ def test_failing_trackers_do_not_stop_a_run(
     tracker.close()
     assert "wandb is switched off" in caplog.text
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["loss/rec"] == 1.0
+
+
+def test_a_damaged_clip_does_not_stop_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("tensorboard")
+    tracker = runs.Tracker(tmp_path, train.load_recipe(SMOKE, ['trackers=["tensorboard"]']))
+    clip = torch.from_numpy(np.sin(np.arange(9600) / 10)).float() * 0.1
+    tracker.clips(1, {"4000_0": {"pred": clip, "ref": clip, "sinc": clip}}, {"4000_0": 4000.0})
+    (tmp_path / "clips" / "4000_0_ref.flac").write_bytes(b"fLaC")
+    tracker.clips(2, {"4000_0": {"pred": clip}}, {"4000_0": 4000.0})
+    tracker.close()
+    assert "pictures is switched off for this run" in caplog.text
+    assert (tmp_path / "clips" / "step_2" / "4000_0_pred.flac").is_file()
 
 
 def test_trackers_take_numbers_curves_audio_and_spectrograms(
