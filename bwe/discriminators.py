@@ -28,6 +28,8 @@ class Config:
         periods: of the multi-period discriminator (Kong et al. 2020), one sub-discriminator each.
         scales: of the multi-scale discriminator (Kumar et al. 2019), at the full rate, half, a quarter, …
         fft_sizes: of the multi-resolution STFT discriminator on log-magnitudes.
+        fine: show the STFT discriminators each bin relative to its surroundings, so that they judge fine structure and not the
+            colour of a microphone.
         bands: PQMF bands of the multi-band discriminator (Hauret et al. 2023, EBEN); 0 for none.
         band_dilations: one multi-band sub-discriminator each.
         period_width, scale_width, stft_width, band_width: channels of the first layer of each kind.
@@ -39,6 +41,7 @@ class Config:
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     scales: int = 3
     fft_sizes: tuple[int, ...] = (512, 1024, 2048)
+    fine: bool = False
     bands: int = 24
     band_dilations: tuple[int, ...] = (1, 2, 3)
     period_width: int = 8
@@ -116,21 +119,29 @@ class Scale(_Stack):
 
 
 class Spectrum(_Stack):
-    """Discriminates log-magnitude spectrograms (as Jang et al. 2021, UnivNet, with logarithms so that quiet bins count)."""
+    """Discriminates log-magnitude spectrograms (as Jang et al. 2021, UnivNet, with logarithms so that quiet bins count).
 
-    def __init__(self, n_fft: int, width: int) -> None:
+    With `fine`, each bin is relative to its surroundings, about 1 kHz by 50 ms at 48 kHz: harmonics, onsets and grain are
+    judged, the level and the colour of a microphone are not.
+    """
+
+    def __init__(self, n_fft: int, width: int, fine: bool = False) -> None:
         w = width
         layers = [_conv(1, w, (7, 5), stride=(4, 1), padding=(3, 2))]
         layers += [_conv(w, w, (5, 3), stride=(2, 1), padding=(2, 1)), _conv(w, 2 * w, (5, 3), stride=(2, 2), padding=(2, 1))]
         layers += [_conv(2 * w, 2 * w, (3, 3), padding=(1, 1)), _conv(2 * w, 1, (3, 3), padding=(1, 1))]
         super().__init__(layers)
         self.n_fft = n_fft
+        self.around = (2 * (n_fft // 100) + 1, 2 * (4800 // n_fft) + 1) if fine else None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """`(B, 1, T)` -> maps `(B, D, F', N')`."""
-        power = dsp.power_spectrogram(x.float(), self.n_fft, self.n_fft // 4)
-        # Floored like LSD; speech then lies in about [-1, 1.5].
-        return self.features(((power + 1e-8).log10() + 4) / 4)
+        level = (dsp.power_spectrogram(x.float(), self.n_fft, self.n_fft // 4) + 1e-8).log10()
+        if self.around is None:
+            return self.features((level + 4) / 4)  # floored like LSD; speech then lies in about [-1, 1.5]
+        bins, frames = self.around
+        surroundings = F.avg_pool2d(level, self.around, 1, (bins // 2, frames // 2), count_include_pad=False)
+        return self.features(level - surroundings)
 
 
 class Bands(_Stack):
@@ -170,7 +181,7 @@ class Ensemble(nn.Module):
         c = self.config = config
         members: dict[str, nn.Module] = {f"mpd_{p}": Period(p, c.period_width) for p in c.periods}
         members |= {f"msd_{2**i}": Scale(2**i, c.scale_width) for i in range(c.scales)}
-        members |= {f"mrd_{n}": Spectrum(n, c.stft_width) for n in c.fft_sizes}
+        members |= {f"mrd_{n}": Spectrum(n, c.stft_width, c.fine) for n in c.fft_sizes}
         members |= {f"mbd_{d}": Bands(c.bands, d, c.band_width) for d in c.band_dilations if c.bands}
         self.names = list(members)
         self.members = nn.ModuleList(members.values())

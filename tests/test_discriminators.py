@@ -92,3 +92,17 @@ def test_each_member_learns_to_tell_a_missing_band(index: int) -> None:
         last = float(loss.detach())
         first = first or last
     assert last < 1.2 < first
+
+
+def test_fine_discriminators_do_not_see_level_or_colour() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 24_000) * 0.1
+    spectrum = torch.fft.rfft(x)
+    coloured = torch.fft.irfft(spectrum * torch.linspace(1, 10, spectrum.shape[-1]), 24_000)
+    for fine in (False, True):
+        member = discriminators.Spectrum(1024, 4, fine=fine)
+        plain, louder, brighter = (member(s)[0] for s in (x, 4 * x, coloured))
+        scale = plain.abs().mean()
+        for other in (louder, brighter):
+            change = (other - plain)[:, :, 2:-2].abs().mean() / scale
+            assert change < 0.03 if fine else change > 0.15
