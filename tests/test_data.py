@@ -381,14 +381,15 @@ def test_dead_workers_are_named_with_what_they_were_at(folder: Path, tmp_path: P
     pids = [worker.pid or 0 for worker in workers]
     assert len(pids) == 2
     for pid in pids:
-        os.kill(pid, signal.SIGINT)  # Ctrl-C reaches all: the workers leave it to the parent
+        os.kill(pid, signal.SIGINT)  # Ctrl-C and a scheduler's SIGTERM reach all: the workers leave them to the parent
+        os.kill(pid, signal.SIGTERM)
     for _ in range(20):
         next(source)
-    for worker, number in zip(workers, (signal.SIGKILL, signal.SIGTERM), strict=True):
+    for worker, number in zip(workers, (signal.SIGKILL, signal.SIGUSR1), strict=True):
         os.kill(worker.pid or 0, number)
         worker.join(20)
     at = r"at (anna|bert|carl).[01]\.flac"
     first = rf"packed: data worker 0 \(pid {pids[0]}\) was killed by SIGKILL \(out of memory\? try fewer workers\) {at}, "
-    second = rf"data worker 1 \(pid {pids[1]}\) was killed by SIGTERM {at}; continue with --resume$"
+    second = rf"data worker 1 \(pid {pids[1]}\) was killed by SIGUSR1 {at}; continue with --resume$"
     with pytest.raises(BweError, match=first + second):
         list(source)
