@@ -234,7 +234,7 @@ def test_a_killed_process_ends_the_other_with_a_sentence_and_resume_goes_on(tmp_
     assert "process 0 of 2: another process of this training has gone" in said
     assert "--resume" in said
     reached = runs.Checkpoints(tmp_path / "two" / "checkpoints", 2).steps()[-1]
-    assert reached >= 60
+    assert reached >= 40, "the last checkpoint before the kill"
     options[0] = f"steps={reached + 5}"
     done = run(*options, "--resume", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
