@@ -604,9 +604,8 @@ class Trainer:
     def _loop(self, source: Iterator[dict[str, Tensor]]) -> None:
         r = self.recipe
         window = _Window(r.generator.sample_rate)
-        if self.unvalidated:  # the run was stopped before it could
+        if self.unvalidated:  # the run ended before or while it could
             self._validate()
-            self._save()
         ends = self.step >= r.steps or self._out_of_time()
         while not ends:
             counted, asked = self.clock(), time.perf_counter()
@@ -626,10 +625,11 @@ class Trainer:
             self.unvalidated = self.step % r.valid_every == 0 or ends
             stopped = self.group.largest(self._signal)
             if self.step % r.checkpoint_every == 0 or self.unvalidated or stopped:
-                self._save()  # before the validation, which takes longer than some give a process to end
+                # Before the validation, which takes longer than some give a process to end; resuming here validates again,
+                # with the same result.
+                self._save()
             if self.unvalidated and not stopped:
                 self._validate()
-                self._save()
                 stopped = self.group.largest(self._signal)
             if stopped:
                 self.say(f"stopped by {signal.Signals(stopped).name} after step {self.step}; go on with --resume")
