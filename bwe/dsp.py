@@ -6,6 +6,7 @@ Shapes: `B` batch, `C` channels, `T` samples, `N` frames, `F` bins, `K` bands. A
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, get_args
@@ -198,6 +199,97 @@ def splice_highpass(x: Tensor, sr: int, cutoff_hz: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, size)[..., taps - 1 :].reshape(*x.shape[:-1], -1)[..., :length]
 
 
+class Past:
+    """What a causal network remembers: for each place that looks back, the samples before the block at hand.
+
+    The places ask in the same order in every call, so a list is enough: `kept` of one block is what the next one starts from.
+    A fresh one, with nothing held, stands for the silence before a signal; with it one call takes a whole signal.
+    """
+
+    def __init__(self, held: Sequence[Tensor] = ()) -> None:
+        self.held = held
+        self.kept: list[Tensor] = []
+
+    def before(self, x: Tensor, count: int) -> Tensor:
+        """`(..., N)` -> `(..., count + N)`: the block with the `count` samples that came before it."""
+        if count == 0:
+            return x
+        if self.held:
+            earlier = self.held[len(self.kept)]
+        else:
+            earlier = x.new_zeros(*x.shape[:-1], count)
+            if x.dim() == 4:  # in the memory layout of the block, or all that follows runs in the slow one
+                earlier = earlier.contiguous(memory_format=torch.channels_last)
+        joined = torch.cat([earlier, x], dim=-1)
+        self.kept.append(joined[..., -count:])
+        return joined
+
+
+_CAUSAL_SPLICE_ATTENUATION_DB = 62.0
+_CAUSAL_SPLICE_HZ = (-200.0, 310.0)
+
+
+@lru_cache(maxsize=256)
+def _causal_splice_kernels(sr: int, cutoff_hz: float, delay: int) -> np.ndarray:
+    """`(2, 2 * delay + 1)`: a linear-phase low-pass for the input, a minimum-phase high-pass for the generated band.
+
+    The input waits `delay` samples for the filter bank anyway, so its linear phase costs nothing; the generated band cannot
+    wait, and its phase is nobody's business. Minimum phase by the folded cepstrum (Oppenheim & Schafer, sec. 13.5).
+    """
+    low_hz, high_hz = (cutoff_hz + edge for edge in _CAUSAL_SPLICE_HZ)
+    n = np.arange(-delay, delay + 1)
+    centre = max(0.0, low_hz + high_hz) / sr
+    window = np.kaiser(2 * delay + 1, signal.kaiser_beta(_CAUSAL_SPLICE_ATTENUATION_DB))
+    low = centre * np.sinc(centre * n) * window
+    size = 16 * next_fast_len(2 * delay + 1, real=True)
+    high = np.fft.fft(np.pad(np.where(n == 0, 1.0, 0.0) - low, (0, size - 2 * delay - 1)))
+    log_gain = np.log(np.maximum(np.abs(high), 10 ** (-(_CAUSAL_SPLICE_ATTENUATION_DB + 6) / 20)))
+    cepstrum = np.fft.ifft(log_gain).real
+    fold = np.concatenate([[1.0], np.full(size // 2 - 1, 2.0), [1.0], np.zeros(size - size // 2 - 1)])
+    minimum = np.fft.ifft(np.exp(np.fft.fft(cepstrum * fold))).real[: 2 * delay + 1]
+    fade = np.clip((2 * delay + 1 - np.arange(2 * delay + 1)) / (delay / 2), 0, 1)
+    return np.stack([low, minimum * (0.5 - 0.5 * np.cos(np.pi * fade))]).astype(np.float32)
+
+
+def causal_splice_weights(sr: int, cutoff_hz: np.ndarray, delay: int, phases: int) -> np.ndarray:
+    """The splice of a causal model as one convolution over `phases` interleaved samples at a time.
+
+    Args:
+        sr: sample rate in Hz.
+        cutoff_hz: `(B,)`.
+        delay: of the generated band behind the input, in samples, which the input is delayed by.
+        phases: samples a frame.
+
+    Returns:
+        `(B, phases, 2 * phases, taps)`, float32, for `causal_splice`.
+    """
+    kernels = np.stack([_causal_splice_kernels(sr, float(hz), delay) for hz in cutoff_hz])
+    length = kernels.shape[-1]
+    taps = -(-(length + phases - 1) // phases)
+    m, p, j = np.ogrid[:phases, :phases, :taps]
+    index = (taps - 1 - j) * phases + m - p
+    padded = np.pad(kernels, ((0, 0), (0, 0), (0, 1)))
+    weights = padded[:, :, np.where((index >= 0) & (index < length), index, length)]  # (B, 2, m, p, j)
+    return np.ascontiguousarray(weights.transpose(0, 2, 1, 3, 4)).reshape(len(cutoff_hz), phases, 2 * phases, taps)
+
+
+def causal_splice(x: Tensor, generated: Tensor, weights: Tensor, past: Past) -> Tensor:
+    """The input below the cut-off, `delay` samples late, plus the generated band above it: `lowpass(x) + highpass(generated)`.
+
+    Args:
+        x, generated: `(B, 1, T)`, T a multiple of the phases of `weights`.
+        weights: of `causal_splice_weights`, on the device of `x`.
+
+    Returns:
+        `(B, 1, T)`.
+    """
+    items, phases, _, taps = weights.shape
+    frames = rearrange(torch.cat([x, generated], dim=1), "b c (n p) -> 1 (b c p) n", p=phases)
+    joined = past.before(frames, taps - 1)
+    mixed = F.conv1d(joined, weights.flatten(0, 1), groups=items)
+    return rearrange(mixed, "1 (b p) n -> b 1 (n p)", b=items)
+
+
 @lru_cache(maxsize=16)
 def _pqmf_prototype(bands: int, taps: int, attenuation_db: float) -> np.ndarray:
     beta = signal.kaiser_beta(attenuation_db)
@@ -233,6 +325,7 @@ class PQMF(nn.Module):
         self.bands = bands
         taps = taps_per_band * bands + 1
         self.margin = taps // 2
+        reach = -(-self.margin // bands)
         prototype = _pqmf_prototype(bands, taps, attenuation_db)
         n = np.arange(taps) - (taps - 1) / 2
         k = np.arange(bands)[:, None]
@@ -242,21 +335,29 @@ class PQMF(nn.Module):
         filters = 2 * math.sqrt(bands) * prototype * np.cos(angle + phase)
         self.register_buffer("filters", torch.tensor(filters, dtype=torch.float32)[:, None], persistent=False)
         self.filters: Tensor
+        # Synthesis, a transposed convolution, in polyphase form: an ordinary one to K phases that are then interleaved.
+        centred = F.pad(self.filters[:, 0], (reach * bands - self.margin, (reach + 1) * bands - self.margin - 1))
+        late = F.pad(self.filters[:, 0], (0, -taps % bands))
+        for name, padded in (("centred", centred), ("late", late)):
+            phases = rearrange(padded, "k (n m) -> m k n", m=bands).flip(-1).contiguous()
+            self.register_buffer(name, phases, persistent=False)
+        self.centred: Tensor
+        self.late: Tensor
 
-    def analysis(self, x: Tensor) -> Tensor:
-        """`(B, 1, T)` with T a multiple of `bands` -> `(B, K, T / K)`."""
+    def analysis(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """`(B, 1, T)` with T a multiple of `bands` -> `(B, K, T / K)`; with a past, `margin` samples late."""
         with torch.autocast(x.device.type, enabled=False):
-            bands = F.conv1d(F.pad(x, (self.margin, self.margin)), self.filters, stride=self.bands)
+            joined = F.pad(x, (self.margin, self.margin)) if past is None else past.before(x, 2 * self.margin)
+            bands = F.conv1d(joined, self.filters, stride=self.bands)
         return bands[..., : x.shape[-1] // self.bands]
 
-    def synthesis(self, bands: Tensor) -> Tensor:
-        """`(B, K, N)` -> `(B, 1, N * K)`."""
-        # The transposed convolution in polyphase form: an ordinary convolution to K phases that are then interleaved.
-        reach = -(-self.margin // self.bands)
-        taps = F.pad(self.filters[:, 0], (reach * self.bands - self.margin, (reach + 1) * self.bands - self.margin - 1))
-        kernel = rearrange(taps, "k (n m) -> m k n", m=self.bands).flip(-1)
+    def synthesis(self, bands: Tensor, past: Past | None = None) -> Tensor:
+        """`(B, K, N)` -> `(B, 1, N * K)`; with a past, `margin` samples late."""
         with torch.autocast(bands.device.type, enabled=False):
-            phases = F.conv1d(bands, kernel, padding=reach)
+            if past is None:
+                phases = F.conv1d(bands, self.centred, padding=self.centred.shape[-1] // 2)
+            else:
+                phases = F.conv1d(past.before(bands, self.late.shape[-1] - 1), self.late)
         return rearrange(phases, "b m n -> b 1 (n m)")
 
 

@@ -1,7 +1,8 @@
 """Building blocks of the generators: same-length convolutions, residual and MRF blocks, FiLM, sub-pixel up-sampling.
 
 All take and return `(B, D, 1, N)` in channels-last memory, which is `(B, N, D)` to the convolution kernels of a CPU and runs
-1.2 to 3 times as fast there as `(B, D, N)`; stride-1 blocks keep N.
+1.2 to 3 times as fast there as `(B, D, N)`; stride-1 blocks keep N. Without a `dsp.Past` they are centred; with one the same
+weights are causal, and a signal may come in blocks.
 """
 
 from __future__ import annotations
@@ -15,17 +16,30 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from bwe.dsp import Past
+
 LEAK = 0.1
 
 
-def conv(d_in: int, d_out: int, kernel: int, dilation: int = 1, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
-    """Weight-normalised convolution along N: centred and length-keeping, or, with a stride, N -> N / stride.
+class Conv(nn.Conv2d):
+    """A convolution along N: centred and length-keeping, or, with a stride, N -> N / stride."""
+
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        if past is None:
+            return super().forward(x)
+        # An output of a strided convolution stands for the whole block of inputs under its stride.
+        reach = self.dilation[1] * (self.kernel_size[1] - 1) - (self.stride[1] - 1)
+        return F.conv2d(past.before(x, reach), self.weight, self.bias, self.stride, 0, self.dilation)
+
+
+def conv(d_in: int, d_out: int, kernel: int, dilation: int = 1, stride: int = 1, gain: float = 1.0) -> Conv:
+    """Weight-normalised `Conv`.
 
     The initial weights give unit-variance outputs for unit-variance inputs, times `gain`.
     """
     # A strided kernel longer than its stride covers each hop symmetrically.
     padding = dilation * (kernel - 1) // 2 if stride == 1 else (kernel - stride) // 2
-    layer = nn.Conv2d(d_in, d_out, (1, kernel), stride=(1, stride), dilation=(1, dilation), padding=(0, padding))
+    layer = Conv(d_in, d_out, (1, kernel), stride=(1, stride), dilation=(1, dilation), padding=(0, padding))
     nn.init.normal_(layer.weight, std=gain / math.sqrt(d_in * kernel))
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -59,7 +73,8 @@ def load_folded(module: nn.Module, state: dict[str, Tensor]) -> None:
                 norm = child.parametrizations.weight
                 magnitude, direction = norm[0].right_inverse(state[f"{name}.weight"].to(norm.original0.device))
                 norm.original0.copy_(magnitude)
-                norm.original1.copy_(direction)
+                # A weight of zeros has no direction: any will do, and 0 / 0 would be one.
+                norm.original1.copy_(direction.masked_fill(magnitude == 0, 1.0))
 
 
 def activate(x: Tensor) -> Tensor:
@@ -90,10 +105,10 @@ class ResidualUnits(nn.Module):
         self.dilated = nn.ModuleList(conv(channels, channels, kernel, d) for d in dilations)
         self.mix = nn.ModuleList(conv(channels, channels, 1, gain=0.5) for _ in dilations)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         """`(B, D, 1, N)` -> `(B, D, 1, N)`."""
         for dilated, mix in zip(self.dilated, self.mix, strict=True):
-            x = x + mix(activate(dilated(activate(x))))
+            x = x + mix(activate(dilated(activate(x), past)))
         return x
 
 
@@ -107,13 +122,13 @@ class MRF(nn.Module):
             nn.ModuleList(conv(channels, channels, k, d, gain=0.5) for d in dilations) for k in kernels
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         """`(B, D, 1, N)` -> `(B, D, 1, N)`."""
         total: Tensor | None = None
         for branch in self.branches:
             y = x
             for layer in branch:  # type: ignore[attr-defined]
-                y = y + layer(activate(y))
+                y = y + layer(activate(y), past)
             total = y if total is None else total + y
         assert total is not None
         return total if len(self.branches) == 1 else total / len(self.branches)
@@ -133,7 +148,7 @@ class SubPixel(nn.Module):
         with torch.no_grad():
             self.conv.weight = self.conv.weight[:d_out].repeat(stride, 1, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         """`(B, d_in, 1, N)` -> `(B, d_out, 1, N * stride)`."""
         # Only strides change: in channels-last memory the phases of a frame already lie one after the other.
-        return rearrange(self.conv(x), "b (s d) 1 n -> b d 1 (n s)", s=self.stride)
+        return rearrange(self.conv(x, past), "b (s d) 1 n -> b d 1 (n s)", s=self.stride)
