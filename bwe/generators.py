@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from bwe import dsp
 from bwe.errors import ModelError
-from bwe.layers import MRF, Film, ResidualUnits, SubPixel, activate, conv, fold_weight_norm, load_folded
+from bwe.layers import MRF, Film, ResidualUnits, SubPixel, activate, conv, fold_weight_norm, load_folded, modulate
 
 __all__ = ["SIZES", "SEANet", "fold_weight_norm"]
 
@@ -123,6 +124,14 @@ class _CutoffEmbedding(nn.Module):
         angle = (cutoff_hz / 24_000).float().unsqueeze(-1) * self.frequencies
         out: Tensor = self.net(torch.cat([angle.sin(), angle.cos()], dim=-1))
         return out
+
+
+class Told(NamedTuple):
+    """What a `SEANet` makes of its cut-offs: scale and shift of every level, and what splices the bands, which is the cut-offs
+    `(B,)` themselves or, for a causal one, `dsp.causal_splice_weights`."""
+
+    modulation: list[tuple[Tensor, Tensor]]
+    splice: Tensor
 
 
 def _folded(module: nn.Module) -> dict[str, Tensor]:
@@ -251,29 +260,42 @@ class SEANet(nn.Module):
             local = _between(_means_at_steps(phases, _EDGE_STEP, past), _EDGE_STEP)
         return texture - rearrange(local, "b (k p) n -> b k (n p)", p=2)
 
-    def missing_band(self, x: Tensor, cutoff_hz: Tensor, past: dsp.Past | None = None) -> Tensor:
+    def tell(self, cutoff_hz: Tensor) -> Told:
+        """What the network makes of the cut-offs `(B,)` in Hz; a stream needs it once."""
+        cutoff_hz = cutoff_hz.to(dtype=torch.float32)
+        condition = self.embedding(cutoff_hz) if self.embedding else cutoff_hz.new_zeros(len(cutoff_hz), 1)
+        films = [*self.encoder_film, *self.bottleneck_film, *reversed(self.decoder_film)]
+        splice = cutoff_hz
+        if self.causal:
+            weights = dsp.causal_splice_weights(self.sample_rate, cutoff_hz.cpu().numpy(), self.delay, self.config.bands)
+            splice = torch.from_numpy(weights).to(cutoff_hz.device)
+        return Told([film(condition) for film in films], splice)
+
+    def missing_band(self, x: Tensor, told: Told, past: dsp.Past | None = None) -> Tensor:
         """What the network puts out before the high-pass splice: `(B, 1, T)` with T a multiple of `hop`, same shape."""
         c = self.config
-        bands = self.pqmf.analysis(x, past)
+        modulation = iter(told.modulation)
+        signals = torch.cat([x, x.abs()]) if c.excitation else x
+        bands = self.pqmf.analysis(signals, past)
         white, level = self._whiten(bands, past)
-        features = [white, level.log() * 0.2 + 1.6]
+        bands, level = bands[: len(x)], level[: len(x)]
+        features = [white[: len(x)], level.log() * 0.2 + 1.6]
         excitation: Tensor | float = 0.0
         if c.excitation:
-            excitation, _ = self._whiten(self.pqmf.analysis(x.abs(), past), past)
+            excitation = white[len(x) :]
             features.append(excitation)
-        condition = self.embedding(cutoff_hz) if self.embedding else cutoff_hz.new_zeros(len(cutoff_hz), 1)
         h = torch.cat(features, dim=1).unsqueeze(2).contiguous(memory_format=torch.channels_last)
         h = self.stem(h, past)
         skips = []
-        for units, film, down in zip(self.encoder, self.encoder_film, self.down, strict=True):
-            h = units(film(h, condition), past)
+        for units, down in zip(self.encoder, self.down, strict=True):
+            h = units(modulate(h, next(modulation)), past)
             skips.append(h)
             h = down(activate(h), past)
-        for block, film in zip(self.bottleneck, self.bottleneck_film, strict=True):
-            h = block(film(h, condition), past)
-        for i in reversed(range(len(c.strides))):
-            h = self.up[i](activate(h), past) + skips[i]
-            h = self.decoder[i](self.decoder_film[i](h, condition), past)
+        for block in self.bottleneck:
+            h = block(modulate(h, next(modulation)), past)
+        for up, decoder, skip in reversed(list(zip(self.up, self.decoder, skips, strict=True))):
+            h = up(activate(h), past) + skip
+            h = decoder(modulate(h, next(modulation)), past)
         out = self.head(activate(h), past).squeeze(2).float()
         texture, log_gain, own = out.chunk(3, dim=1)
         texture = self._without_edges(texture, past)
@@ -301,35 +323,29 @@ class SEANet(nn.Module):
         length = x.shape[-1]
         if length == 0:
             return x
-        cutoff_hz = cutoff_hz.to(device=x.device, dtype=torch.float32)
+        told = self.tell(cutoff_hz.to(x.device))
         if self.causal:
             padded = F.pad(x, (0, self.delay + -(length + self.delay) % self.hop))
-            late = self.advance(padded, cutoff_hz, self.splice_weights(cutoff_hz), dsp.Past())
-            return late[..., self.delay : self.delay + length]
-        generated = self.missing_band(F.pad(x, (0, -length % self.hop)), cutoff_hz)[..., :length].float()
+            return self.advance(padded, told, dsp.Past())[..., self.delay : self.delay + length]
+        generated = self.missing_band(F.pad(x, (0, -length % self.hop)), told)[..., :length].float()
         if not self.config.passthrough:
             return generated
         # What a filter's skirt has left above the cut-off is taken out, not added to: within a sub-band the network cannot
         # fill the gap beside the skirt without doubling the skirt. Where it is worth keeping, `own` keeps it.
-        return x + dsp.splice_highpass(generated - x, self.sample_rate, cutoff_hz)
+        return x + dsp.splice_highpass(generated - x, self.sample_rate, told.splice)
 
-    def splice_weights(self, cutoff_hz: Tensor) -> Tensor:
-        """What `advance` needs to know of the cut-offs `(B,)` beside themselves; fixed for a whole stream."""
-        weights = dsp.causal_splice_weights(self.sample_rate, cutoff_hz.cpu().numpy(), self.delay, self.config.bands)
-        return torch.from_numpy(weights).to(cutoff_hz.device)
-
-    def advance(self, x: Tensor, cutoff_hz: Tensor, splice_weights: Tensor, past: dsp.Past) -> Tensor:
+    def advance(self, x: Tensor, told: Told, past: dsp.Past) -> Tensor:
         """The next block of a stream through a causal generator, `delay` samples late.
 
         Args:
             x: `(B, 1, n * hop)`.
-            cutoff_hz: `(B,)`, Hz; splice_weights: of `splice_weights`.
+            told: of `tell`.
             past: holding what the last call's `past.kept` kept; a fresh one at the start of a stream.
 
         Returns:
             `(B, 1, n * hop)`.
         """
-        generated = self.missing_band(x, cutoff_hz, past).float()
+        generated = self.missing_band(x, told, past).float()
         if not self.config.passthrough:
             return generated
-        return dsp.causal_splice(x, generated, splice_weights, past)
+        return dsp.causal_splice(x, generated, told.splice, past)

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from bwe.dsp import Past
 
 LEAK = 0.1
+_FEW_FRAMES = 64
 
 
 class Conv(nn.Conv2d):
@@ -28,8 +29,19 @@ class Conv(nn.Conv2d):
         if past is None:
             return super().forward(x)
         # An output of a strided convolution stands for the whole block of inputs under its stride.
-        reach = self.dilation[1] * (self.kernel_size[1] - 1) - (self.stride[1] - 1)
-        return F.conv2d(past.before(x, reach), self.weight, self.bias, self.stride, 0, self.dilation)
+        kernel, stride, dilation = self.kernel_size[1], self.stride[1], self.dilation[1]
+        joined = past.before(x, dilation * (kernel - 1) - (stride - 1))
+        frames = x.shape[-1] // stride
+        if frames * len(x) > _FEW_FRAMES or torch.compiler.is_exporting():
+            return F.conv2d(joined, self.weight, self.bias, self.stride, 0, self.dilation)
+        # PyTorch sends so small a convolution, where it is dilated, to a kernel that takes ten times as long as this product.
+        across, along = joined.stride(1), joined.stride(3)
+        shape = (self.in_channels, kernel, len(x), frames)
+        taps = joined.as_strided(shape, (across, dilation * along, joined.stride(0), stride * along))
+        weight = self.weight.view(self.out_channels, -1)
+        assert self.bias is not None
+        product = torch.addmm(self.bias[:, None], weight, taps.reshape(weight.shape[1], -1))
+        return product.view(-1, len(x), 1, frames).transpose(0, 1)
 
 
 def conv(d_in: int, d_out: int, kernel: int, dilation: int = 1, stride: int = 1, gain: float = 1.0) -> Conv:
@@ -91,10 +103,15 @@ class Film(nn.Module):
         nn.init.zeros_(self.affine.weight)
         nn.init.zeros_(self.affine.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """`(B, D, 1, N)`, `(B, conditioning)` -> `(B, D, 1, N)`."""
+    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, conditioning)` -> scale and shift for `modulate`, `(B, D, 1, 1)` each."""
         scale, shift = self.affine(condition)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, x, 1 + scale)
+        return 1 + scale, shift
+
+
+def modulate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """`(B, D, 1, N)` -> `(B, D, 1, N)`, by the scale and shift of a `Film`."""
+    return torch.addcmul(by[1], x, by[0])
 
 
 class ResidualUnits(nn.Module):

@@ -80,7 +80,7 @@ def test_receptive_field_covers_what_the_output_depends_on(size: str) -> None:
     length = (2 * reach // model.hop + 6) * model.hop
     centre = length // 2
     x = speechlike(length).requires_grad_()
-    model.missing_band(x, torch.tensor([4000.0]))[0, 0, centre].backward()
+    model.missing_band(x, model.tell(torch.tensor([4000.0])))[0, 0, centre].backward()
     assert x.grad is not None
     touched = x.grad[0, 0].nonzero().flatten()
     spread = max(centre - int(touched.min()), int(touched.max()) - centre) + dsp.splice_taps(SR) // 2
@@ -116,7 +116,7 @@ def test_cutoff_changes_what_is_generated() -> None:
     with torch.no_grad():
         for film in (*model.encoder_film, *model.decoder_film):
             torch.nn.init.normal_(film.affine.weight, std=0.5)
-        a, b = (model.missing_band(x[..., :19_968], torch.tensor([c])) for c in (4000.0, 8000.0))
+        a, b = (model.missing_band(x[..., :19_968], model.tell(torch.tensor([c]))) for c in (4000.0, 8000.0))
     assert not torch.allclose(a, b)
 
 
@@ -172,7 +172,7 @@ def test_another_trunk_is_refused_by_name() -> None:
 def test_a_generator_need_not_be_told_the_cutoff() -> None:
     model, x = tiny(conditioning=0), speechlike(9600)
     with torch.inference_mode():
-        inside = [model.missing_band(x, torch.tensor([hz])) for hz in (4000.0, 9000.0)]
+        inside = [model.missing_band(x, model.tell(torch.tensor([hz]))) for hz in (4000.0, 9000.0)]
     assert torch.equal(*inside)
     assert model(x, torch.tensor([4000.0])).shape == x.shape
 
@@ -186,7 +186,7 @@ def test_an_offset_of_the_texture_is_no_whistle() -> None:
         model.texture_mix.fill_(0.3)
         model.head.bias[:24] = 2.0
         model.head.bias[24:48] = -1.0
-        y = model.missing_band(x[..., : SR // 384 * 384], torch.tensor([4000.0]))[0, 0]
+        y = model.missing_band(x[..., : SR // 384 * 384], model.tell(torch.tensor([4000.0])))[0, 0]
     level = 10 * dsp.power_spectrogram(y, 2048, 512).mean(-1).log10()
     hz = torch.linspace(0, SR / 2, 1025)
     for edge in range(5000, 24_000, 1000):
