@@ -24,8 +24,10 @@ from bwe._torchaudio import torchaudio
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
 FILTER_FAMILIES: tuple[FilterFamily, ...] = get_args(FilterFamily)
 
-# Kernel elements above which the polyphase bank of an awkward rate pair (48001 -> 48000) costs more than FFTs.
+# Kernel elements above which the polyphase bank of an awkward rate pair (48001 -> 48000) gives way to a table of the kernel.
 _MAX_POLYPHASE = 4_000_000
+_TABLE_STEPS = 4096
+_ZERO_CROSSINGS = 64
 _KAISER_ROLLOFF = 0.9475937167399596
 _KAISER_BETA = 14.769656459379492
 
@@ -41,26 +43,102 @@ def _polyphase(sr_in: int, sr_out: int, device: torch.device) -> torch.nn.Module
         sr_in,
         sr_out,
         resampling_method="sinc_interp_kaiser",
-        lowpass_filter_width=64,
+        lowpass_filter_width=_ZERO_CROSSINGS,
         rolloff=_KAISER_ROLLOFF,
         beta=_KAISER_BETA,
     )
     return resampler.to(device)
 
 
-def _fft_resample(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
+@lru_cache(maxsize=16)
+def _kernel_table(sr_in: int, sr_out: int) -> np.ndarray:
+    """The resampling kernel at `_TABLE_STEPS` points per input sample, from its middle outwards to its end and two more."""
+    base = min(sr_in, sr_out) * _KAISER_ROLLOFF / sr_in
+    t = np.arange(_reach(sr_in, sr_out) * _TABLE_STEPS + 2) / _TABLE_STEPS * base
+    inside = np.sqrt(np.maximum(1 - (t / _ZERO_CROSSINGS) ** 2, 0))
+    window = np.where(t < _ZERO_CROSSINGS, np.i0(_KAISER_BETA * inside) / np.i0(_KAISER_BETA), 0.0)
+    return np.sinc(t) * window * base
+
+
+def _reach(sr_in: int, sr_out: int) -> int:
+    """Input samples on either side that an output sample depends on."""
+    return math.ceil(_ZERO_CROSSINGS * sr_in / (min(sr_in, sr_out) * _KAISER_ROLLOFF))
+
+
+def _is_awkward(sr_in: int, sr_out: int) -> bool:
     gcd = math.gcd(sr_in, sr_out)
-    step_in, step_out = sr_in // gcd, sr_out // gcd
-    # Padding in whole periods of the rate ratio keeps both sample grids aligned, and one period ahead keeps
-    # the circular wrap of the FFT away from the first sample.
-    periods = -(-x.shape[-1] // step_in) + 2
-    n_in, n_out = periods * step_in, periods * step_out
-    spectrum = torch.fft.rfft(F.pad(x, (step_in, n_in - step_in - x.shape[-1])).double())
-    bins = min(n_in, n_out) // 2 + 1
-    ramp = torch.linspace(0, 1, bins, dtype=torch.float64, device=x.device)
-    taper = 0.5 + 0.5 * torch.cos(math.pi * ((ramp - _KAISER_ROLLOFF) / (1 - _KAISER_ROLLOFF)).clamp(0, 1))
-    resampled = torch.fft.irfft(spectrum[..., :bins] * taper, n_out) * (n_out / n_in)
-    return resampled[..., step_out:].to(x.dtype)
+    return (sr_in // gcd) * (sr_out // gcd) > _MAX_POLYPHASE
+
+
+class Resampler:
+    """`resample` for a signal that comes in blocks: the same kernel, to float rounding the same samples.
+
+    Attributes:
+        lookahead: seconds of input that an output sample waits for.
+    """
+
+    def __init__(self, sr_in: int, sr_out: int, channels: int) -> None:
+        self.sr_in, self.sr_out = sr_in, sr_out
+        gcd = math.gcd(sr_in, sr_out)
+        self._up, self._down = sr_out // gcd, sr_in // gcd
+        self._reach = 0 if sr_in == sr_out else _reach(sr_in, sr_out)
+        self.lookahead = self._reach / sr_in
+        self._kernel: np.ndarray | None = None
+        if sr_in != sr_out and not _is_awkward(sr_in, sr_out):
+            polyphase = _polyphase(sr_in, sr_out, torch.device("cpu"))
+            kernel: Tensor = polyphase.kernel  # type: ignore[assignment]
+            self._kernel = np.ascontiguousarray(kernel[:, 0].numpy().T)  # (reach + period + reach, phases)
+        # Input from `_first` on; silence stands before the signal.
+        self._held = np.zeros((channels, self._reach), np.float32)
+        self._first = -self._reach
+        self._taken = self._given = 0
+
+    def push(self, x: np.ndarray) -> np.ndarray:
+        """`(C, n)` float32, the next samples -> `(C, m)`, all that they complete; m may be 0."""
+        if self.sr_in == self.sr_out:
+            return x
+        self._taken += x.shape[-1]
+        self._held = np.concatenate([self._held, x], axis=-1)
+        return self._until(max(self._given, -(-(self._taken - self._reach) * self._up // self._down)))
+
+    def flush(self, length: int | None = None) -> np.ndarray:
+        """The end of the signal: what is missing of `length` output samples, by default `resampled_length` of all input."""
+        if self.sr_in == self.sr_out:
+            return self._held[:, :0]
+        end = resampled_length(self._taken, self.sr_in, self.sr_out) if length is None else length
+        silence = np.zeros((len(self._held), self._reach + 2 * self._down), np.float32)
+        self._held = np.concatenate([self._held, silence], axis=-1)
+        return self._until(end)
+
+    def _until(self, end: int) -> np.ndarray:
+        start, self._given = self._given, end
+        out = np.empty((len(self._held), max(0, end - start)), np.float32)
+        if self._kernel is None:
+            for low in range(start, end, 1 << 14):  # in pieces that stay in cache
+                out[:, low - start : low - start + (1 << 14)] = self._by_table(low, min(end, low + (1 << 14)))
+        elif end > start:
+            # Whole periods of the rate ratio; the first may have been given in part, of the last a part may be still to come.
+            first, last = start // self._up, -(-end // self._up)
+            offset, size = first * self._down - self._reach - self._first, len(self._kernel)
+            missing = offset + (last - first - 1) * self._down + size - self._held.shape[-1]
+            held = np.pad(self._held, ((0, 0), (0, max(0, missing))))
+            windows = np.lib.stride_tricks.sliding_window_view(held[:, offset:], size, axis=-1)[:, :: self._down]
+            periods = windows[:, : last - first] @ self._kernel
+            out[:] = periods.reshape(len(out), -1)[:, start - first * self._up : end - first * self._up]
+        drop = end // self._up * self._down - self._reach - self._first
+        if drop > 0:
+            self._held, self._first = self._held[:, drop:].copy(), self._first + drop
+        return out
+
+    def _by_table(self, start: int, end: int) -> np.ndarray:
+        table = _kernel_table(self.sr_in, self.sr_out)
+        position = np.arange(start, end) * self._down
+        whole, part = position // self._up, (position % self._up) / self._up
+        offsets = np.arange(-self._reach, self._reach + 1)
+        at = np.minimum(np.abs(offsets - part[:, None]) * _TABLE_STEPS, len(table) - 1.001)
+        index = at.astype(np.int64)
+        weights = table[index] + (table[index + 1] - table[index]) * (at - index)
+        return np.einsum("cnk,nk->cn", self._held[:, whole[:, None] + offsets - self._first], weights)
 
 
 def resample(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
@@ -78,12 +156,18 @@ def resample(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
     length = resampled_length(x.shape[-1], sr_in, sr_out)
     if x.numel() == 0 or length == 0:
         return x.new_zeros(*x.shape[:-1], length)
-    gcd = math.gcd(sr_in, sr_out)
-    if (sr_in // gcd) * (sr_out // gcd) > _MAX_POLYPHASE:
-        y = _fft_resample(x, sr_in, sr_out)
-    else:
-        y = _polyphase(sr_in, sr_out, x.device)(x.float()).to(x.dtype)
+    if _is_awkward(sr_in, sr_out):
+        flat = x.detach().reshape(-1, x.shape[-1]).cpu().float().numpy()
+        resampler = Resampler(sr_in, sr_out, len(flat))
+        whole = np.concatenate([resampler.push(flat), resampler.flush()], axis=-1)
+        return torch.from_numpy(whole).to(x).reshape(*x.shape[:-1], length)
+    y = _polyphase(sr_in, sr_out, x.device)(x.float()).to(x.dtype)
     return y[..., :length] if y.shape[-1] >= length else F.pad(y, (0, length - y.shape[-1]))
+
+
+def passband_end(sr_in: int, sr_out: int) -> float:
+    """Where the content of a signal ends, in Hz, after `resample`: its -6 dB point, or half the input's rate unchanged."""
+    return sr_in / 2 * (_KAISER_ROLLOFF if sr_in < sr_out else 1.0)
 
 
 def lowpass_sos(
@@ -389,28 +473,63 @@ _OCTAVE_DROP = ((6000.0, 8000.0, 9500.0, 11000.0), (36.0, 30.0, 30.0, 42.0))  # 
 _OCTAVE_DROP_BELOW_HZ = 11000  # higher up natural spectra fall as fast as gentle filters
 _SHARP_DROP_ABOVE_HZ = 7000  # lower down a formant or a harmonic is as sharp
 _LOWEST_CUTOFF_HZ = 1500
+_MOST_FRAMES = 1000
 _DYNAMIC_RANGE_DB = 90.0  # below the loudest band; deeper levels are dither and rounding
 
 
-def _loud_spectrum(x: Tensor, sr: int) -> np.ndarray | None:
-    """Level in dB (arbitrary reference) that 3 % of the frames exceed, per bin of about 23 Hz, lines removed; `(F,)`."""
-    n_fft = 2 ** round(math.log2(sr / 23.4375))
-    length = x.shape[-1]
-    if length < n_fft // 4:
-        return None
-    if length < n_fft:
-        frames = F.pad(x * torch.hann_window(length), (0, n_fft - length)).unsqueeze(-2)
-    else:
-        count = (length - n_fft) // (n_fft // 2) + 1
-        stride = n_fft // 2 * -(-count // 1000)  # a bounded number of frames, however long the file
-        frames = x.unfold(-1, n_fft, stride) * torch.hann_window(n_fft)
-    spectrum = torch.fft.rfft(frames)
-    power = (spectrum.real.square() + spectrum.imag.square()).amax(0)
-    loud = power.topk(max(1, round(0.03 * power.shape[0])), dim=0).values[-1].double().numpy()
-    if not loud.max() > 0:
-        return None
-    level = 10 * np.log10(loud + 1e-30)
-    return np.median(np.lib.stride_tricks.sliding_window_view(np.pad(level, 3, mode="edge"), 7), axis=-1)
+class CutoffDetector:
+    """`detect_cutoff` of a signal of any length that comes in blocks, in bounded memory.
+
+    It keeps the power spectra of a bounded number of frames: of every one, or every second, fourth, …, of the whole.
+    """
+
+    def __init__(self, sr: int) -> None:
+        self.sr = sr
+        self.n_fft = 2 ** round(math.log2(sr / 23.4375))
+        self._held = torch.zeros(1, 0)
+        self._frame = 0  # number of the frame that the held samples begin with
+        self._every = 1
+        self._powers = torch.zeros(0, self.n_fft // 2 + 1)
+
+    def add(self, x: Tensor | np.ndarray) -> None:
+        """`(C, n)`, the next samples."""
+        for block in torch.as_tensor(x).detach().to("cpu", torch.float32).split(1 << 20, dim=-1):
+            self._held = torch.cat([self._held.expand(len(block), -1), block], dim=-1)
+            hop = self.n_fft // 2
+            count = (self._held.shape[-1] - self.n_fft) // hop + 1
+            if count <= 0:
+                continue
+            first = -self._frame % self._every
+            if first < count:
+                frames = self._held.unfold(-1, self.n_fft, hop)[:, first :: self._every]
+                self._powers = torch.cat([self._powers, self._power(frames)])
+            while len(self._powers) > _MOST_FRAMES:
+                self._powers, self._every = self._powers[::2].clone(), 2 * self._every
+            self._frame += count
+            self._held = self._held[:, count * hop :].clone()
+
+    def _power(self, frames: Tensor) -> Tensor:
+        """`(C, n, T)` -> `(n, F)`, of the loudest channel in each bin."""
+        spectrum = torch.fft.rfft(frames * torch.hann_window(frames.shape[-1]), self.n_fft)
+        return (spectrum.real.square() + spectrum.imag.square()).amax(0)
+
+    def cutoff_hz(self) -> float:
+        """What `detect_cutoff` says of all that was added."""
+        spectrum = self._loud_spectrum()
+        return self.sr / 2 if spectrum is None else _find_edge(spectrum, self.sr)
+
+    def _loud_spectrum(self) -> np.ndarray | None:
+        """Level in dB (arbitrary reference) that 3 % of the frames exceed, per bin of about 23 Hz, lines removed; `(F,)`."""
+        power = self._powers
+        if not len(power) and self._held.shape[-1] >= self.n_fft // 4:
+            power = self._power(self._held[:, None])
+        if not len(power):
+            return None
+        loud = power.topk(max(1, round(0.03 * len(power))), dim=0).values[-1].double().numpy()
+        if not loud.max() > 0:
+            return None
+        level = 10 * np.log10(loud + 1e-30)
+        return np.median(np.lib.stride_tricks.sliding_window_view(np.pad(level, 3, mode="edge"), 7), axis=-1)
 
 
 def _running_means(level: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -476,11 +595,16 @@ def detect_cutoff(x: Tensor | np.ndarray, sr: int) -> float:
         sr: sample rate in Hz.
     """
     signals = torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x).detach()
+    detector = CutoffDetector(sr)
+    if signals.numel():
+        detector.add(signals.reshape(-1, signals.shape[-1]))
+    return detector.cutoff_hz()
+
+
+def _find_edge(spectrum: np.ndarray, sr: int) -> float:
+    """Frequency in Hz of the edge in a `CutoffDetector._loud_spectrum`; `sr / 2` where there is none."""
     nyquist = sr / 2
-    if signals.numel() == 0 or nyquist < 2 * _LOWEST_CUTOFF_HZ:
-        return nyquist
-    spectrum = _loud_spectrum(signals.reshape(-1, signals.shape[-1]).to("cpu", torch.float32), sr)
-    if spectrum is None:
+    if nyquist < 2 * _LOWEST_CUTOFF_HZ:
         return nyquist
     bin_hz = nyquist / (len(spectrum) - 1)
 
