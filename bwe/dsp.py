@@ -24,9 +24,10 @@ from bwe._torchaudio import torchaudio
 FilterFamily = Literal["cheby1", "butter", "bessel", "ellip"]
 FILTER_FAMILIES: tuple[FilterFamily, ...] = get_args(FilterFamily)
 
-# Kernel elements above which the polyphase bank of an awkward rate pair (48001 -> 48000) gives way to a table of the kernel.
+# Kernel elements above which the polyphase bank of an awkward rate pair (48001 -> 48000) gives way to interpolation.
 _MAX_POLYPHASE = 4_000_000
-_TABLE_STEPS = 4096
+_BANK_PHASES = 1024
+_FEW_PERIODS = 1000
 _ZERO_CROSSINGS = 64
 _KAISER_ROLLOFF = 0.9475937167399596
 _KAISER_BETA = 14.769656459379492
@@ -51,13 +52,14 @@ def _polyphase(sr_in: int, sr_out: int, device: torch.device) -> torch.nn.Module
 
 
 @lru_cache(maxsize=16)
-def _kernel_table(sr_in: int, sr_out: int) -> np.ndarray:
-    """The resampling kernel at `_TABLE_STEPS` points per input sample, from its middle outwards to its end and two more."""
+def _kernel_bank(sr_in: int, sr_out: int) -> np.ndarray:
+    """The resampling kernel at `_BANK_PHASES + 1` shifts from none to one input sample, `(phases + 1, taps)`."""
     base = min(sr_in, sr_out) * _KAISER_ROLLOFF / sr_in
-    t = np.arange(_reach(sr_in, sr_out) * _TABLE_STEPS + 2) / _TABLE_STEPS * base
+    reach = _reach(sr_in, sr_out)
+    t = (np.arange(-reach, reach + 1) - np.arange(_BANK_PHASES + 1)[:, None] / _BANK_PHASES) * base
     inside = np.sqrt(np.maximum(1 - (t / _ZERO_CROSSINGS) ** 2, 0))
-    window = np.where(t < _ZERO_CROSSINGS, np.i0(_KAISER_BETA * inside) / np.i0(_KAISER_BETA), 0.0)
-    return np.sinc(t) * window * base
+    window = np.where(np.abs(t) < _ZERO_CROSSINGS, np.i0(_KAISER_BETA * inside) / np.i0(_KAISER_BETA), 0.0)
+    return (np.sinc(t) * window * base).astype(np.float32)
 
 
 def _reach(sr_in: int, sr_out: int) -> int:
@@ -83,11 +85,10 @@ class Resampler:
         self._up, self._down = sr_out // gcd, sr_in // gcd
         self._reach = 0 if sr_in == sr_out else _reach(sr_in, sr_out)
         self.lookahead = self._reach / sr_in
-        self._kernel: np.ndarray | None = None
+        self._kernel: Tensor | None = None
         if sr_in != sr_out and not _is_awkward(sr_in, sr_out):
             polyphase = _polyphase(sr_in, sr_out, torch.device("cpu"))
-            kernel: Tensor = polyphase.kernel  # type: ignore[assignment]
-            self._kernel = np.ascontiguousarray(kernel[:, 0].numpy().T)  # (reach + period + reach, phases)
+            self._kernel = polyphase.kernel  # type: ignore[assignment]  # (phases, 1, reach + period + reach)
         # Input from `_first` on; silence stands before the signal.
         self._held = np.zeros((channels, self._reach), np.float32)
         self._first = -self._reach
@@ -115,30 +116,34 @@ class Resampler:
         out = np.empty((len(self._held), max(0, end - start)), np.float32)
         if self._kernel is None:
             for low in range(start, end, 1 << 14):  # in pieces that stay in cache
-                out[:, low - start : low - start + (1 << 14)] = self._by_table(low, min(end, low + (1 << 14)))
+                out[:, low - start : low - start + (1 << 14)] = self._by_bank(low, min(end, low + (1 << 14)))
         elif end > start:
             # Whole periods of the rate ratio; the first may have been given in part, of the last a part may be still to come.
             first, last = start // self._up, -(-end // self._up)
-            offset, size = first * self._down - self._reach - self._first, len(self._kernel)
+            offset, size = first * self._down - self._reach - self._first, self._kernel.shape[-1]
             missing = offset + (last - first - 1) * self._down + size - self._held.shape[-1]
-            held = np.pad(self._held, ((0, 0), (0, max(0, missing))))
-            windows = np.lib.stride_tricks.sliding_window_view(held[:, offset:], size, axis=-1)[:, :: self._down]
-            periods = windows[:, : last - first] @ self._kernel
-            out[:] = periods.reshape(len(out), -1)[:, start - first * self._up : end - first * self._up]
+            held = np.pad(self._held[:, offset:], ((0, 0), (0, max(0, missing))))
+            if last - first > _FEW_PERIODS:
+                periods = F.conv1d(torch.from_numpy(held)[:, None], self._kernel, stride=self._down).transpose(1, 2).numpy()
+            else:  # PyTorch takes milliseconds to prepare for each new length
+                windows = np.lib.stride_tricks.sliding_window_view(held, size, axis=-1)[:, :: self._down]
+                periods = np.ascontiguousarray(windows[:, : last - first]) @ self._kernel[:, 0].numpy().T
+            flat = periods[:, : last - first].reshape(len(out), -1)
+            out[:] = flat[:, start - first * self._up : end - first * self._up]
         drop = end // self._up * self._down - self._reach - self._first
         if drop > 0:
             self._held, self._first = self._held[:, drop:].copy(), self._first + drop
         return out
 
-    def _by_table(self, start: int, end: int) -> np.ndarray:
-        table = _kernel_table(self.sr_in, self.sr_out)
+    def _by_bank(self, start: int, end: int) -> np.ndarray:
+        bank = _kernel_bank(self.sr_in, self.sr_out)
         position = np.arange(start, end) * self._down
-        whole, part = position // self._up, (position % self._up) / self._up
-        offsets = np.arange(-self._reach, self._reach + 1)
-        at = np.minimum(np.abs(offsets - part[:, None]) * _TABLE_STEPS, len(table) - 1.001)
-        index = at.astype(np.int64)
-        weights = table[index] + (table[index + 1] - table[index]) * (at - index)
-        return np.einsum("cnk,nk->cn", self._held[:, whole[:, None] + offsets - self._first], weights)
+        whole = position // self._up - self._reach - self._first
+        phase = position % self._up * _BANK_PHASES / self._up
+        row = phase.astype(np.int64)
+        windows = np.lib.stride_tricks.sliding_window_view(self._held, bank.shape[1], axis=-1)[:, whole]
+        before, after = (np.einsum("cnk,nk->cn", windows, bank[r]) for r in (row, row + 1))
+        return before + (after - before) * (phase - row).astype(np.float32)
 
 
 def resample(x: Tensor, sr_in: int, sr_out: int) -> Tensor:
