@@ -1,4 +1,4 @@
-"""Audio files in and out: any length, any format libsndfile knows. The only module that touches soundfile.
+"""Audio files in and out: any length, block by block, whatever libsndfile or, with the extra ``formats``, PyAV decodes.
 
 Public audio is ``(C, T)`` float32, full scale ±1. A file is trusted only as far as it was checked: one that was cut,
 damaged or mislabelled raises AudioError in one sentence instead of reading shorter than it says. A file that this
@@ -8,28 +8,40 @@ module wrote is complete: it appears under its name by a rename, after everythin
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import hashlib
 import io
 import os
+import re
 import secrets
 import shutil
 import struct
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self, cast
 
 import numpy as np
 import soundfile as sf
 
-from bwe.errors import AudioError, OutputError
+from bwe import containers
+from bwe.codecs import MPEG_RATES, OPUS_RATES
+from bwe.containers import Container, Spliced
+from bwe.errors import AudioError, BweError, ConfigError, OutputError
 
 MIN_RATE, MAX_RATE = 2_000, 384_000
-Codec = Literal["mp3", "opus", "vorbis", "aac", "gsm", "amr", "ulaw", "alaw"]
 
 _BLOCK = 1 << 16
 _UNKNOWN_FRAMES = 1 << 48  # libsndfile reports 2**63 - 1 for streams that do not say how long they are
+# No codec packs more: FLAC holds 65 535 equal samples in 12 bytes. A header that says more lies.
+_FRAMES_PER_BYTE = 8192
+_SPOOL_BYTES = 256 << 20
 
 _FORMATS = {
     ".wav": "WAV", ".wave": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3",
@@ -37,51 +49,44 @@ _FORMATS = {
 }  # fmt: skip
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _DEFAULT_SUBTYPES = {"OGG": ("VORBIS", "OPUS"), "MP3": ("MPEG_LAYER_III",)}
-_PCM_DEFAULTS = ("PCM_16", "PCM_24", "PCM_32", "FLOAT")
+_LOSSLESS = {"ALAC_16": "PCM_16", "ALAC_20": "PCM_24", "ALAC_24": "PCM_24", "ALAC_32": "PCM_32"}
 _LOSSY = {"VORBIS", "OPUS", "MPEG_LAYER_III"}
 # Below what each encoder can do, some of them crash instead of refusing (Vorbis above 192 kHz).
-_RATES = {
-    "OPUS": (8_000, 12_000, 16_000, 24_000, 48_000),
-    "MPEG_LAYER_III": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
-}
-# Codecs for `transcode`: container and sample format in libsndfile's names; encoder, decoder, sample format and delay in
-# samples in FFmpeg's. Delays are measured: AAC's first frame is priming, AMR looks 5 ms ahead.
-_SNDFILE_CODECS = {
-    "mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "vorbis": ("OGG", "VORBIS"), "gsm": ("WAV", "GSM610"),
-    "ulaw": ("AU", "ULAW"), "alaw": ("AU", "ALAW"),
-}  # fmt: skip
-_FFMPEG_CODECS = {"aac": ("aac", "aac", "fltp", 1024), "amr": ("libopencore_amrnb", "amrnb", "s16", 40)}
-_TELEPHONE = (8_000,)
-_CODEC_RATES = {
-    "mp3": _RATES["MPEG_LAYER_III"], "opus": _RATES["OPUS"], "vorbis": _RATES["MPEG_LAYER_III"],
-    "aac": _RATES["MPEG_LAYER_III"], "gsm": _TELEPHONE, "amr": _TELEPHONE, "ulaw": _TELEPHONE, "alaw": _TELEPHONE,
-}  # fmt: skip
-# Encoder (576) and decoder (529) delay of LAME, left in the sound where a frame is too short to hold the header that says so.
-_LAME_DELAY = 1105
-# Bit rates per channel in bit/s of Vorbis at 44.1 and 48 kHz, qualities -0.1 to 1 (libvorbis, rate_mapping_44_un).
-_VORBIS_RATES = (32e3, 48e3, 60e3, 70e3, 80e3, 86e3, 96e3, 110e3, 120e3, 140e3, 160e3, 240e3)
+_RATES = {"OPUS": OPUS_RATES, "MPEG_LAYER_III": MPEG_RATES}
 _MAX_RATES = {"VORBIS": 192_000, "FLAC": 655_350}
 _MAX_CHANNELS = {"MP3": 2, "FLAC": 8, "OGG": 255}
+# What 32-bit sizes can say, with a margin for the chunks around the samples.
+_MAX_RIFF_BYTES = (4 << 30) - (1 << 20)
 
 _DITHER_RUN = 1024
 _SILENCE = 1e-6  # -120 dBFS, 1/30 of a 16-bit step: what is left of digital silence after resampling and filtering
 
-_CONTAINERS = {
-    b"RIFF": "WAV", b"RIFX": "WAV", b"RF64": "RF64", b"fLaC": "FLAC", b"OggS": "Ogg", b"FORM": "AIFF", b"caff": "CAF",
-    b".snd": "AU", b"riff": "W64", b"ID3\x02": "MP3", b"ID3\x03": "MP3", b"ID3\x04": "MP3",
+_TAGS = (
+    "title", "artist", "album", "comment", "date", "genre", "tracknumber", "copyright", "license", "software",
+)  # fmt: skip
+_FFMPEG_TAGS = {"track": "tracknumber", "encoder": "software", "year": "date"}
+_RIFF_TAGS = {
+    "title": b"INAM", "artist": b"IART", "album": b"IPRD", "comment": b"ICMT", "date": b"ICRD", "genre": b"IGNR",
+    "tracknumber": b"ITRK", "copyright": b"ICOP", "software": b"ISFT",
 }  # fmt: skip
-_UNSUPPORTED = {
-    b"\x30\x26\xb2\x75": "WMA (ASF)", b"\x1a\x45\xdf\xa3": "Matroska or WebM", b"\x0b\x77": "AC-3", b"#!AM": "AMR",
-    b"MAC ": "Monkey's Audio", b"wvpk": "WavPack", b"TTA1": "TTA", b"DSD ": "DSD", b"FRM8": "DSD", b"MThd": "MIDI",
-    b"FLV\x01": "FLV",
-}  # fmt: skip
+# libsndfile's commands (sndfile.h) that soundfile has no name for.
+_SET_ADD_PEAK_CHUNK, _RF64_AUTO_DOWNGRADE = 0x1050, 0x1210
+# What libraries raise on hostile bytes beside their own errors.
+_HOSTILE = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, MemoryError, OSError)
+
+_TEMPORARY = re.compile(r"\.bwe-(\d+)-([0-9a-f]{8})\.(\d+)-[0-9a-f]{12}\.tmp")
+_STALE_S = 86_400
 
 _stderr_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Info:
-    """What was read: sample rate in Hz, channels, frames decoded, container and sample format in libsndfile's names."""
+    """What a file holds: sample rate in Hz, channels, frames, container and sample format in libsndfile's names, tags.
+
+    ``frames`` are those declared, or counted where nothing believable is declared. ``tags`` has libsndfile's names: title,
+    artist, album, comment, date, genre, tracknumber, copyright, license, software.
+    """
 
     path: Path
     sample_rate: int
@@ -89,6 +94,7 @@ class Info:
     frames: int
     format: str
     subtype: str
+    tags: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def seconds(self) -> float:
@@ -105,57 +111,300 @@ def clock(seconds: float, digits: int = 0) -> str:
     return f"{head}:{rest:02d}" + (f".{fraction:0{digits}d}" if digits else "")
 
 
+class _DamageError(Exception):
+    """A decoder cannot go on; the text is its reason."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a decoder says before it decodes; ``declared`` frames are None where the file does not say."""
+
+    sample_rate: int
+    channels: int
+    declared: int | None
+    format: str
+    subtype: str
+    tags: dict[str, str]
+    tracks: int = 1
+
+
+class Reader:
+    """Reads an audio file of any length in blocks, in constant memory.
+
+    Args:
+        source: a path, or a binary stream such as that of `stdin_source`; one that cannot seek is spooled first.
+        salvage: keep what can be read of a cut or damaged file, and say so in ``warnings``, instead of refusing it. The
+            file is then decoded once in advance, so that ``info.frames`` is what there is.
+        nan: what to do with NaN and Inf: "refuse" raises AudioError, "zero" replaces them and says so in ``warnings``.
+
+    Attributes:
+        info: what the file holds.
+        warnings: sentences for the user; those about replaced samples are there after a pass.
+
+    Raises:
+        AudioError: one sentence naming the file, the place and what to do: missing, a folder, empty, not audio, a format
+            without a decoder, a sample rate outside 2 to 384 kHz.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | BinaryIO,
+        *,
+        salvage: bool = False,
+        nan: Literal["refuse", "zero"] = "refuse",
+    ) -> None:
+        if nan not in ("refuse", "zero"):
+            raise ConfigError(f"nan must be 'refuse' or 'zero', not {nan!r}")
+        self.warnings: list[str] = []
+        self._salvage, self._nan = salvage, nan
+        self._owned = contextlib.ExitStack()
+        self._stream: BinaryIO | None = None
+        if isinstance(source, str | os.PathLike):
+            self._path = Path(source)
+        else:
+            name = getattr(source, "name", None)
+            self._path = Path(name if isinstance(name, str) else "<stream>")
+            self._stream = source if _can_seek(source) else self._owned.enter_context(_spooled(source, str(self._path)))
+        try:
+            self._look()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what the reader itself has opened; a stream that was passed in stays open."""
+        self._owned.close()
+
+    def _look(self) -> None:
+        if self._stream is None:
+            _check_regular(self._path)
+        with self._opened() as stream:
+            self._size = stream.seek(0, io.SEEK_END)
+            if self._size == 0:
+                raise AudioError(f"{self._path}: empty file (0 bytes)")
+            stream.seek(0)
+            self._start = stream.read(16)
+            self._kind = containers.sniff(stream)
+            if self._kind and not self._kind.library:
+                raise AudioError(f"{self._path}: {self._kind.name} is not supported; convert it to WAV or FLAC first")
+            fault = containers.fault(stream, self._kind, self._size)
+            layout = containers.layout(stream, self._kind, self._size) if self._kind else None
+            self._parts = layout.parts if layout else ()
+            spliced = 0
+            if self._kind is containers.MP3 and not containers.mp3_has_length(stream):
+                spliced, self._parts = containers.mp3_with_length(stream, self._size)
+        self._spliced_mp3 = spliced > 0
+        header = self._open_decoder()
+        if not MIN_RATE <= header.sample_rate <= MAX_RATE:
+            raise AudioError(
+                f"{self._path}: sample rate {header.sample_rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz; check its header"
+            )
+        if header.tracks > 1:
+            self.warnings.append(f"{self._path}: holds {header.tracks} audio tracks; the first was read")
+        self._tolerance = self._shortage_allowed(header)
+        self.info = Info(
+            self._path, header.sample_rate, header.channels, 0, header.format, header.subtype, header.tags
+        )
+        self._measure(header, layout, fault)
+
+    def _measure(self, header: _Header, layout: containers.Layout | None, fault: str) -> None:
+        """Settle the number of frames and what is known to be wrong before the first pass."""
+        declared = header.declared
+        if declared is not None and declared > self._size * _FRAMES_PER_BYTE:
+            declared, fault = None, fault or "its header declares more than the file can hold"
+        readable = declared
+        if layout and layout.declared > layout.available:
+            fault = "the file ends before its data does"
+            declared = round((readable or 0) * layout.declared / max(layout.available, 1))
+            if declared > self._size * _FRAMES_PER_BYTE:
+                declared = None
+        self._declared, self._fault = declared, fault
+        vague = self._uses_pyav or self._spliced_mp3
+        if self._salvage or readable is None or vague:
+            readable, reason = self._survey()
+            self._fault = fault or reason
+        self._readable = readable
+        exact = self._salvage or (vague and not self._fault)
+        self.info = replace(self.info, frames=readable if exact or declared is None else declared)
+        if self._salvage and self._fault:
+            of = f" of {clock(declared / self.info.sample_rate, 1)}" if declared and declared > readable else ""
+            self.warnings.append(
+                f"{self._path}: truncated or damaged {self._kind_name} file ({self._fault}): "
+                f"kept the first {clock(readable / self.info.sample_rate, 1)}{of}"
+            )
+
+    @property
+    def _uses_pyav(self) -> bool:
+        return self._kind is not None and self._kind.library == "pyav"
+
+    @property
+    def _kind_name(self) -> str:
+        return self._kind.name if self._kind else self.info.format
+
+    def _shortage_allowed(self, header: _Header) -> int:
+        """Frames that may be missing without damage: containers of PyAV round durations, a cut MP3 lacks what its first frames
+        refer to."""
+        if self._uses_pyav:
+            return round(0.25 * header.sample_rate)
+        return 4 * 1152 if self._spliced_mp3 else 0
+
+    def _survey(self) -> tuple[int, str]:
+        """``(frames readable, what is wrong)`` by decoding everything once."""
+        frames, reason = 0, ""
+        try:
+            for piece in self._decode():
+                frames += len(piece)
+        except _DamageError as error:
+            reason = str(error)
+        return frames, reason or self._shortage(frames)
+
+    def _shortage(self, frames: int) -> str:
+        short = self._declared is not None and frames + self._tolerance < self._declared
+        return "fewer samples than declared" if short else ""
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """The bytes, from their beginning, with a position of their own."""
+        try:
+            if self._stream is not None:
+                size = self._stream.seek(0, io.SEEK_END)
+                yield cast(BinaryIO, Spliced(self._stream, [(0, size)]))
+                return
+            with open(self._path, "rb") as stream:
+                yield stream
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or a closed stream
+            raise AudioError(f"{self._path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+    def _open_decoder(self) -> _Header:
+        with self._opened() as stream:
+            media = self._media(stream)
+            try:
+                if self._uses_pyav:
+                    return _pyav_header(self._path, cast(Container, self._kind), media)
+                with _quiet_decoder(self._noisy), _sndfile(media) as file:
+                    return _sndfile_header(file)
+            except _DamageError as error:
+                kind = self._kind
+                if kind is None or (kind.short_magic and not self._start.startswith(b"ID3")):
+                    said = containers.excerpt(self._start)
+                    raise AudioError(f"{self._path}: not audio (starts with {said}); give an audio file") from None
+                raise AudioError(
+                    f"{self._path}: damaged or truncated {kind.name} file ({error}); get the file again"
+                ) from None
+
+    def _media(self, stream: BinaryIO) -> BinaryIO:
+        return cast(BinaryIO, Spliced(stream, self._parts)) if self._parts else stream
+
+    @property
+    def _noisy(self) -> bool:
+        return self._kind in (None, containers.MP3)
+
+    def _decode(self) -> Iterator[np.ndarray]:
+        """Pieces float32 ``(n, C)`` of one pass; _DamageError where the decoder cannot go on."""
+        with self._opened() as stream:
+            media = self._media(stream)
+            if self._uses_pyav:
+                pieces = _pyav_pieces(cast(Container, self._kind), media, self.info.sample_rate, self.info.channels)
+            else:
+                # Short enough to say to a tenth of a second where damage begins, and to keep what is before it.
+                step = min(4096, max(64, self.info.sample_rate // 20), max(1, (1 << 20) // self.info.channels))
+                pieces = _sndfile_pieces(media, step, self._noisy)
+            yield from pieces
+            for level in (media, stream):
+                if isinstance(level, Spliced) and level.error:
+                    raise level.error
+
+    def blocks(self, frames: int = _BLOCK) -> Iterator[np.ndarray]:
+        """Yield float32 ``(C, n)``, ``n`` = ``frames`` except in the last block, from the start at every call.
+
+        Raises AudioError where the damage is: before the first block for a file that was seen to be cut, else after the
+        last sound sample; and for NaN or Inf, unless the reader was told to replace them.
+        """
+        if frames < 1:
+            raise ConfigError(f"frames must be 1 or more, not {frames}")
+        if self._fault and not self._salvage:
+            raise self._damage(self._fault, self._readable)
+        waiting: list[np.ndarray] = []
+        held = done = 0
+        reason = ""
+        pieces = self._finite_pieces()
+        while True:
+            try:
+                piece = next(pieces, None)
+            except _DamageError as error:
+                piece, reason = None, str(error)
+            if piece is not None:
+                waiting.append(piece)
+                held += len(piece)
+                if held < frames:
+                    continue
+            whole = np.concatenate(waiting) if len(waiting) > 1 else waiting[0] if waiting else np.zeros((0, 0), np.float32)
+            complete = held - held % frames if piece is not None else held
+            for start in range(0, complete, frames):
+                block = whole[start : min(start + frames, complete)]
+                done += len(block)
+                yield np.ascontiguousarray(block.T)
+            waiting, held = [whole[complete:]], held - complete
+            if piece is None:
+                break
+        reason = reason or self._shortage(done)
+        if reason and not self._salvage:
+            raise self._damage(reason, done)
+
+    def _finite_pieces(self) -> Iterator[np.ndarray]:
+        rate = self.info.sample_rate
+        done = replaced = 0
+        place = ""
+        for piece in self._decode():
+            finite = np.isfinite(piece)
+            if not finite.all():
+                frame, channel = np.argwhere(~finite)[0]
+                at = f"at {(done + frame) / rate:.4f} s in channel {channel + 1}"
+                if self._nan == "refuse":
+                    name = nonfinite_name(piece[frame, channel])
+                    raise AudioError(
+                        f"{self._path}: {name} {at}; repair or export the file again, or read it as zero (--nan zero)"
+                    )
+                place = place or at
+                replaced += int((~finite).sum())
+                piece[~finite] = 0
+            done += len(piece)
+            yield piece
+        if replaced:
+            sentence = f"{self._path}: {replaced} samples that were NaN or Inf were replaced by zero, the first {place}"
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+
+    def _damage(self, reason: str, frames: int) -> AudioError:
+        rate, declared = self.info.sample_rate, self._declared
+        says = f"the header says {clock(declared / rate, 1)}, " if declared is not None and declared > frames else ""
+        instead = ", or keep what there is (--salvage)" if frames else ""
+        return AudioError(
+            f"{self._path}: truncated or damaged {self._kind_name} file ({reason}): {says}"
+            f"the sound stops at {clock(frames / rate, 1)}; get the file again{instead}"
+        )
+
+
 def read(path: str | os.PathLike[str]) -> tuple[np.ndarray, Info]:
     """Read a whole file: ``(x, info)`` with ``x`` float32 ``(C, T)``; a file of 0 frames gives ``(C, 0)``.
 
     Raises AudioError, one sentence naming the file, the place and what to do: missing, a folder, empty, not audio, a
-    format libsndfile has no decoder for, truncated or damaged (fewer frames than declared), NaN or Inf, a sample rate
-    outside 2 to 384 kHz.
+    format without a decoder, truncated or damaged (fewer frames than declared), NaN or Inf, a sample rate outside 2 to
+    384 kHz.
     """
-    path = Path(path)
-    head, size = _look(path)
-    kind = _container(head)
-    if kind is None:
-        _refuse_unsupported(path, head)
-    blocks: list[np.ndarray] = []
-    failure = ""
-    with open(path, "rb", buffering=0) as stream, _quiet_decoder(kind in (None, "MP3")):
-        layout = _layout(stream, kind, size)
-        source: Any = _with_data_size(stream, layout) if layout and layout.streaming else stream.fileno()
-        stream.seek(0)  # libsndfile takes the position of a descriptor for the start of the file
-        try:
-            file = sf.SoundFile(source, "r", closefd=False) if isinstance(source, int) else sf.SoundFile(source, "r")
-        except (sf.LibsndfileError, TypeError) as error:
-            if kind is None or (kind == "MP3" and not head.startswith(b"ID3")):
-                raise AudioError(f"{path}: not audio (starts with {_excerpt(head)})") from None
-            raise AudioError(f"{path}: damaged or truncated {kind} file ({_reason(error)}); get the file again") from None
-        with file:
-            rate, channels, declared = file.samplerate, file.channels, file.frames
-            file_format, subtype = file.format, file.subtype
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise AudioError(f"{path}: sample rate {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz; check its header")
-            frames = 0
-            try:
-                while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                    _check_finite(path, block, frames, rate)
-                    blocks.append(block.T)
-                    frames += len(block)
-            except sf.LibsndfileError as error:
-                failure = _reason(error)
-        if not failure:
-            declared, failure = _missing_part(stream, kind, size, layout, frames, declared)
-    if failure:
-        says = f"the header says {clock(declared / rate, 1)}, " if frames < declared < _UNKNOWN_FRAMES else ""
-        raise AudioError(
-            f"{path}: truncated or damaged {kind or file_format} file ({failure}): {says}"
-            f"the sound stops at {clock(frames / rate, 1)}; get the file again"
-        )
-    x = np.concatenate(blocks, axis=1) if blocks else np.zeros((channels, 0), np.float32)
-    return np.ascontiguousarray(x), Info(path, rate, channels, frames, file_format, subtype)
+    with Reader(path) as reader:
+        blocks = list(reader.blocks())
+        x = np.concatenate(blocks, axis=1) if blocks else np.zeros((reader.info.channels, 0), np.float32)
+        return x, replace(reader.info, frames=x.shape[1])
 
 
-def _look(path: Path) -> tuple[bytes, int]:
-    """First bytes and size of a regular file."""
+def _check_regular(path: Path) -> None:
     try:
         if not path.exists():
             raise AudioError(f"{path}: no such file")
@@ -163,54 +412,215 @@ def _look(path: Path) -> tuple[bytes, int]:
             raise AudioError(f"{path}: is a folder; give an audio file")
         if not path.is_file():
             raise AudioError(f"{path}: not a regular file; save it to a file first")
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            head = stream.read(64)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise AudioError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if size == 0:
-        raise AudioError(f"{path}: empty file (0 bytes)")
-    return head, size
 
 
-def _container(head: bytes) -> str | None:
-    if head[:4] == b"RIFF" and not b"WAVE".startswith(head[8:12]):
+class _Spool(tempfile.SpooledTemporaryFile[bytes]):
+    """Bytes in memory up to a size, beyond it in an unnamed temporary file."""
+
+    name = ""
+
+
+def _can_seek(stream: BinaryIO) -> bool:
+    try:
+        return stream.seekable()
+    except (AttributeError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _spooled(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    with _Spool(max_size=_SPOOL_BYTES) as spool:
+        spool.name = name
+        try:
+            shutil.copyfileobj(stream, spool, 1 << 20)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                folder = tempfile.gettempdir()
+                raise OutputError(f"{name}: no space left in {folder} to hold it; set TMPDIR to a folder with more") from None
+            raise AudioError(f"{name}: cannot be read ({error.strerror or error})") from None
+        spool.seek(0)
+        yield cast(BinaryIO, spool)
+
+
+@contextlib.contextmanager
+def stdin_source() -> Iterator[BinaryIO]:
+    """Standard input as a stream for `Reader`: itself where it is a file, else spooled, in memory up to 256 MB and beyond
+    that in an unnamed temporary file. Raises AudioError for a terminal, OutputError where the spool finds no space."""
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        raise AudioError("<stdin>: is closed; give a file or pipe audio into it")
+    if stream.isatty():
+        raise AudioError("<stdin>: is a terminal; give a file or pipe audio into it")
+    if _can_seek(stream):
+        yield stream
+        return
+    with _spooled(stream, "<stdin>") as spool:
+        yield spool
+
+
+@contextlib.contextmanager
+def _sndfile(media: BinaryIO) -> Iterator[sf.SoundFile]:
+    # A real file is handed over by its descriptor: Ctrl-C raised inside a Python callback would be lost in C.
+    source: Any = media if isinstance(media, Spliced) else media.fileno()
+    try:
+        file = sf.SoundFile(source, "r", closefd=False) if isinstance(source, int) else sf.SoundFile(source, "r")
+    except _HOSTILE as error:
+        raise _DamageError(_reason(error)) from None
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(*_HOSTILE):
+            file.close()
+
+
+def _sndfile_header(file: sf.SoundFile) -> _Header:
+    try:
+        tags = {name: text for name, text in file.copy_metadata().items() if name in _TAGS and text}
+        declared = file.frames if 0 <= file.frames < _UNKNOWN_FRAMES else None
+        return _Header(file.samplerate, file.channels, declared, file.format, file.subtype, tags)
+    except _HOSTILE as error:
+        raise _DamageError(_reason(error)) from None
+
+
+def _sndfile_pieces(media: BinaryIO, step: int, noisy: bool) -> Iterator[np.ndarray]:
+    with contextlib.ExitStack() as stack:
+        with _quiet_decoder(noisy):
+            file = stack.enter_context(_sndfile(media))
+        while True:
+            piece = np.empty((step, file.channels), np.float32)
+            with _quiet_decoder(noisy):
+                # soundfile's own read seeks after every block, which fails at the end of a stream of unknown length, and
+                # drops what was decoded before an error.
+                count = sf._snd.sf_readf_float(file._file, sf._ffi.cast("float *", piece.ctypes.data), step)
+            code = sf._snd.sf_error(file._file)
+            if count > 0:
+                yield piece[:count]
+            if code:
+                raise _DamageError(_reason(sf.LibsndfileError(code)))
+            if count <= 0:
+                return
+
+
+def _import_av(path: Path, kind: Container) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise AudioError(
+            f"{path}: {kind.name} needs PyAV (pip install 'bwe[formats]'); install it, or convert the file to WAV or FLAC"
+        ) from None
+    return av
+
+
+def _refuse_other_file(url: str, *_: object) -> BinaryIO:
+    raise PermissionError(errno.EACCES, "a container may not open another file", url)
+
+
+@contextlib.contextmanager
+def _pyav(kind: Container, media: BinaryIO) -> Iterator[Any]:
+    """The opened container. The demuxer is forced and works on an open file: no playlist, no other file and no address."""
+    import av
+
+    try:
+        container: Any = av.open(media, "r", format=kind.demuxer, metadata_errors="replace", io_open=_refuse_other_file)
+    except (av.error.FFmpegError, *_HOSTILE) as error:
+        raise _DamageError(_reason(error)) from None
+    with container:
+        yield container
+
+
+def _pyav_header(path: Path, kind: Container, media: BinaryIO) -> _Header:
+    av = _import_av(path, kind)
+    with _pyav(kind, media) as container:
+        if not container.streams.audio:
+            raise AudioError(f"{path}: {kind.name} file without an audio track; give one that has sound")
+        stream = container.streams.audio[0]
+        tags = {}
+        for key, text in {**stream.metadata, **container.metadata}.items():
+            name = _FFMPEG_TAGS.get(key.lower(), key.lower())
+            if name in _TAGS and text:
+                tags[name] = text
+        try:
+            # Only a decoded frame tells the rate of HE-AAC: its header has that of the lower half of the band.
+            frame = next(container.decode(stream), None)
+        except (av.error.FFmpegError, *_HOSTILE) as error:
+            raise _DamageError(_reason(error)) from None
+        context = stream.codec_context
+        rate, channels = (frame.sample_rate, frame.layout.nb_channels) if frame else (context.sample_rate, context.channels)
+        if not rate or not channels:
+            raise _DamageError("no sample rate")
+        seconds = _pyav_seconds(container, stream, kind)
+        declared = None if seconds is None else round(seconds * rate)
+        name = kind.name.split(" (")[0]
+        subtype = _pyav_subtype(context.name, frame.format.name if frame else "")
+        return _Header(rate, channels, declared, name, subtype, tags, len(container.streams.audio))
+
+
+def _pyav_seconds(container: Any, stream: Any, kind: Container) -> float | None:
+    """Duration in s that the container declares for a stream; None where FFmpeg could only guess."""
+    if kind.demuxer in ("aac", "ac3", "eac3", "amr", "ogg"):
         return None
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
-        return "MP3"
-    return _CONTAINERS.get(head[:4])
+    if stream.duration and stream.time_base:
+        return max(0.0, float(stream.duration * stream.time_base))
+    only = len(container.streams) == 1
+    return max(0.0, container.duration / 1e6) if only and container.duration else None
 
 
-def _refuse_unsupported(path: Path, head: bytes) -> None:
-    name = next((name for magic, name in _UNSUPPORTED.items() if head.startswith(magic)), None)
-    if head[4:8] == b"ftyp":
-        name = "MPEG-4 (m4a, mp4)"
-    elif head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:
-        name = "AAC"
-    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        name = "AVI"
-    if name:
-        raise AudioError(f"{path}: {name} is not supported; convert it to WAV or FLAC first")
+def _pyav_subtype(codec: str, sample_format: str) -> str:
+    """libsndfile's name of the nearest sample format of an FFmpeg codec; the codec's own name for lossy ones."""
+    pcm = re.match(r"pcm_([suf])(8|16|24|32|64)", codec)
+    if pcm:
+        return {"f32": "FLOAT", "f64": "DOUBLE", "u8": "PCM_U8", "s8": "PCM_S8"}.get(pcm[1] + pcm[2], f"PCM_{pcm[2]}")
+    bits = {"u8": 16, "s16": 16, "s32": 24}.get(sample_format.removesuffix("p"))
+    if codec == "alac" and bits:
+        return f"ALAC_{bits}"
+    if codec in ("flac", "wavpack", "ape", "tta"):
+        return f"PCM_{bits}" if bits else "FLOAT"
+    return "MPEG_LAYER_III" if codec.startswith("mp3") else codec.upper()
 
 
-def _excerpt(head: bytes) -> str:
-    text = head[:16].split(b"\n")[0].decode("latin-1").strip() or head[:16].decode("latin-1")
-    return repr(text) if text.isprintable() else repr(head[:8])
+def _pyav_pieces(kind: Container, media: BinaryIO, rate: int, channels: int) -> Iterator[np.ndarray]:
+    import av
+
+    with _pyav(kind, media) as container:
+        if not container.streams.audio:
+            raise _DamageError("its audio track is gone")
+        frames = container.decode(container.streams.audio[0])
+        while True:
+            try:
+                frame = next(frames, None)
+                if frame is None:
+                    return
+                same = (frame.sample_rate, frame.layout.nb_channels) == (rate, channels)
+                piece = _frame_samples(frame, channels) if same else None
+            except (av.error.FFmpegError, *_HOSTILE) as error:
+                # Some decoders return a bare -1, which reads as EPERM.
+                unsaid = getattr(error, "errno", None) == errno.EPERM
+                raise _DamageError("invalid data" if unsaid else _reason(error)) from None
+            if piece is None:
+                raise _DamageError(
+                    f"it changes from {rate} Hz and {channels} channels to "
+                    f"{frame.sample_rate} Hz and {frame.layout.nb_channels} channels"
+                )
+            yield piece
+
+
+def _frame_samples(frame: Any, channels: int) -> np.ndarray:
+    """Samples of a decoded frame, float32 ``(n, C)``, full scale ±1."""
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if np.issubdtype(samples.dtype, np.integer):
+        return (samples / 2.0 ** (8 * samples.itemsize - 1)).astype(np.float32)
+    return samples.astype(np.float32)
 
 
 def _reason(error: Exception) -> str:
-    text = str(getattr(error, "error_string", error)).removeprefix("Error :").removeprefix("Error in").strip(" .:")
-    return text if text.isascii() and text else "libsndfile gives no reason"
-
-
-def _check_finite(path: Path, block: np.ndarray, start: int, rate: int) -> None:
-    finite = np.isfinite(block)
-    if not finite.all():
-        frame, channel = np.argwhere(~finite)[0]
-        raise AudioError(
-            f"{path}: {nonfinite_name(block[frame, channel])} at {(start + frame) / rate:.4f} s in channel {channel + 1}; "
-            "repair or export the file again"
-        )
+    text = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error)
+    text = text.removeprefix("Error :").removeprefix("Error in").strip(" .:\n")
+    return text if text.isascii() and text.isprintable() and text else "the decoder gives no reason"
 
 
 def nonfinite_name(value: float) -> str:
@@ -240,138 +650,6 @@ def _quiet_decoder(needed: bool) -> Iterator[None]:
             os.close(saved)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the samples of an uncompressed container are: offset, declared and available bytes."""
-
-    offset: int
-    declared: int
-    available: int
-    streaming: bool = False  # written into a pipe: the declared size was never filled in
-
-
-def _layout(stream: BinaryIO, kind: str | None, size: int) -> _Layout | None:
-    """Find the sample data of RIFF, RF64, AIFF, W64 and AU; None for other containers and where no data is found."""
-    stream.seek(0)
-    head = stream.read(40)
-    if kind == "AU" and len(head) >= 12:
-        offset, declared = struct.unpack(">II", head[4:12])
-        return None if declared == 0xFFFFFFFF else _Layout(offset, declared, size - offset)
-    if kind in ("WAV", "RF64", "AIFF"):
-        order, id_size, position, pad = (">" if head[:4] in (b"FORM", b"RIFX") else "<"), 4, 12, 2
-        length_code = "I"
-    elif kind == "W64":
-        order, id_size, position, pad = "<", 16, 40, 8
-        length_code = "Q"
-    else:
-        return None
-    header = id_size + struct.calcsize(length_code)
-    long_size: int | None = None
-    while position + header <= size:
-        stream.seek(position)
-        chunk = stream.read(header)
-        name, (length,) = chunk[:4], struct.unpack(order + length_code, chunk[id_size:])
-        if kind == "W64":  # sizes of W64 include the chunk header
-            length = max(length - header, 0)
-        if name == b"ds64":
-            long_size = struct.unpack("<Q", stream.read(16)[8:])[0]
-        offset = position + header
-        if name in (b"data", b"SSND"):
-            available = size - offset
-            if name == b"data" and kind == "RF64" and length == 0xFFFFFFFF and long_size is not None:
-                length = long_size
-            elif kind == "WAV" and length >= 0x7FFF0000 > available:
-                return None
-            streaming = kind == "WAV" and length == 0 and available > 0 and not _is_chunk(stream, offset, order, size)
-            return _Layout(offset, length, available, streaming)
-        position = offset + length + (-length) % pad
-    return None
-
-
-def _is_chunk(stream: BinaryIO, offset: int, order: str, size: int) -> bool:
-    stream.seek(offset)
-    chunk = stream.read(8)
-    if len(chunk) < 8:
-        return False
-    name, length = chunk[:4], struct.unpack(order + "I", chunk[4:])[0]
-    return name.isascii() and name.decode("ascii").isprintable() and offset + 8 + length <= size + 1
-
-
-def _with_data_size(stream: BinaryIO, layout: _Layout) -> io.BytesIO:
-    """A WAV from a pipe that says its data has 0 bytes, with the size it really has."""
-    stream.seek(0)
-    data = bytearray(stream.read())
-    order = ">" if data[:4] == b"RIFX" else "<"
-    data[layout.offset - 4 : layout.offset] = struct.pack(order + "I", min(layout.available, 0xFFFFFFFF))
-    data[4:8] = struct.pack(order + "I", min(len(data) - 8, 0xFFFFFFFF))
-    return io.BytesIO(bytes(data))
-
-
-def _missing_part(
-    stream: BinaryIO, kind: str | None, size: int, layout: _Layout | None, frames: int, declared: int
-) -> tuple[int, str]:
-    """``(frames declared, what is wrong)``; an empty text where nothing is missing."""
-    if layout and not layout.streaming and layout.declared > layout.available:
-        return round(frames * layout.declared / max(layout.available, 1)), "the file ends before its data does"
-    if kind == "Ogg" and not _ogg_ends(stream, size):
-        return declared, "no end-of-stream page"
-    if kind == "MP3" and not _mp3_has_length(stream):
-        # libsndfile guesses the length from the first frames and reads no further, even where the guess is short.
-        real = _mp3_samples(stream)
-        return real, "variable bit rate without a length header" if real - frames > 4 * 1152 else ""
-    if declared < _UNKNOWN_FRAMES and frames < declared:
-        return declared, "fewer samples than declared"
-    return declared, ""
-
-
-def _ogg_ends(stream: BinaryIO, size: int) -> bool:
-    stream.seek(max(0, size - (1 << 17)))
-    tail = stream.read()
-    page = tail.rfind(b"OggS")
-    if page < 0 or page + 27 > len(tail):
-        return False
-    segments = tail[page + 26]
-    body = sum(tail[page + 27 : page + 27 + segments])
-    return bool(tail[page + 5] & 0x04) and page + 27 + segments + body <= len(tail)
-
-
-def _mp3_start(stream: BinaryIO) -> int:
-    stream.seek(0)
-    head = stream.read(10)
-    if head[:3] != b"ID3" or len(head) < 10:
-        return 0
-    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-
-
-def _mp3_has_length(stream: BinaryIO) -> bool:
-    stream.seek(_mp3_start(stream))
-    first = stream.read(4096)
-    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def _mp3_samples(stream: BinaryIO) -> int:
-    """Samples per channel of an MPEG layer III stream, by walking its frame headers (ISO 11172-3, 2.4.2.3); 0 for others."""
-    position = _mp3_start(stream)
-    stream.seek(0)
-    data = stream.read()
-    total = 0
-    while position + 4 <= len(data):
-        b0, b1, b2 = data[position], data[position + 1], data[position + 2]
-        version, layer, rate_index, bit_rate_index = (b1 >> 3) & 3, (b1 >> 1) & 3, (b2 >> 2) & 3, b2 >> 4
-        if b0 != 0xFF or b1 & 0xE0 != 0xE0 or version == 1 or layer != 1 or rate_index == 3 or bit_rate_index in (0, 15):
-            position += 1
-            continue
-        full = version == 3
-        rates = (44_100, 48_000, 32_000)
-        rate = rates[rate_index] // {3: 1, 2: 2, 0: 4}[version]
-        table = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320) if full else (
-            8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160
-        )  # fmt: skip
-        position += (144 if full else 72) * table[bit_rate_index - 1] * 1000 // rate + ((b2 >> 1) & 1)
-        total += 1152 if full else 576
-    return total
-
-
 def output_format(path: str | os.PathLike[str]) -> str:
     """libsndfile's name of the container that the extension of ``path`` stands for; OutputError where there is none."""
     suffix = Path(path).suffix.lower()
@@ -393,6 +671,7 @@ def fitting_subtype(path: str | os.PathLike[str], subtype: str | None) -> str:
     if file_format in _DEFAULT_SUBTYPES:
         options = _DEFAULT_SUBTYPES[file_format]
         return subtype if subtype in options else options[0]
+    subtype = _LOSSLESS.get(subtype or "", subtype)
     wanted = subtype if subtype in ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE") else "PCM_16"
     return wanted if sf.check_format(file_format, wanted) else "PCM_24"
 
@@ -435,53 +714,394 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
         raise OutputError(f"{path}: the folder {path.parent} is not writable")
 
 
+class Writer:
+    """Writes an audio file of any length block by block; use it in a ``with`` statement.
+
+    A file appears under its name, complete, at a clean exit of the ``with`` statement, or not at all. PCM is clipped at full
+    scale, and 16 bits and fewer are dithered (triangular, two steps wide, the same sequence on every run and in every
+    channel), except where the signal is silent: digital silence stays digital silence. FLOAT and DOUBLE are never clipped.
+    The result does not depend on how the signal is split into blocks.
+
+    Args:
+        target: a path, whose extension says the format, or a binary stream such as ``sys.stdout.buffer``, which gets a WAV
+            without sizes in its header and need not be able to seek.
+        sample_rate: Hz.
+        channels: their number; they are kept in order.
+        subtype: libsndfile's name of the sample format (``PCM_16``, ``PCM_24``, ``FLOAT``, ``VORBIS`` …), by default 16-bit
+            PCM or what the container has. A stream takes PCM_16, PCM_24 and FLOAT.
+        frames: how many will be written, where that is known: used to check the free space before, and to choose RF64.
+        overwrite: replace a file that exists.
+        tags: by libsndfile's names (see `Info`); what the container cannot hold is left out.
+
+    Attributes:
+        clipped: samples that exceeded full scale and were clipped.
+        peak: largest magnitude that was given.
+
+    Raises:
+        OutputError: it exists and ``overwrite`` is false, the folder is missing or read-only, no space is left, the format
+            cannot hold this sample rate, sample format, channel count or length.
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str] | BinaryIO,
+        sample_rate: int,
+        channels: int,
+        subtype: str | None = None,
+        *,
+        frames: int | None = None,
+        overwrite: bool = False,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.clipped, self.peak = 0, 0.0
+        self._rate, self._channels, self._frames = sample_rate, channels, frames
+        self._overwrite = overwrite
+        self._tags = {name: _printable(text) for name, text in (tags or {}).items() if name in _TAGS and _printable(text)}
+        self._written = 0
+        self._encoder: _SndfileEncoder | _StreamEncoder | None = None
+        # Runs of dither and blocks of a lossy encoder begin at multiples of this, at most a second apart: longer writes
+        # overflow the stack of libsndfile's Vorbis encoder.
+        length = max(1, min(_BLOCK, sample_rate) // _DITHER_RUN) * _DITHER_RUN
+        self._block, self._filled = np.empty((channels, length)), 0
+        self._dither = np.random.default_rng(0)
+        if isinstance(target, str | os.PathLike):
+            self._path, self._stream = Path(target), None
+            self._subtype = subtype or fitting_subtype(self._path, None)
+            check_output(self._path, overwrite)
+            _check_capacity(self._path, self._subtype, sample_rate, channels)
+            self._format = self._container()
+            if frames == 0:
+                self._refuse_nothing()
+            self._file = Path(os.path.realpath(self._path))
+            if frames is not None:
+                self._check_space()
+        else:
+            name = getattr(target, "name", None)
+            self._path, self._stream = Path(name if isinstance(name, str) else "<stream>"), target
+            self._subtype, self._format = subtype or "PCM_16", "WAV"
+            _check_stream(self._path, self._subtype, sample_rate, channels)
+
+    def _container(self) -> str:
+        name = output_format(self._path)
+        predicted = None if self._frames is None else self._predicted()
+        if predicted is not None and predicted > _MAX_RIFF_BYTES and name in ("AIFF", "AU"):
+            raise OutputError(f"{self._path}: {name} cannot hold {_megabytes(predicted)}; write .wav or .flac instead")
+        # A length that nobody knows may pass 4 GiB: such a file starts as RF64 and becomes WAV if it stays below.
+        large = predicted is None or predicted > _MAX_RIFF_BYTES
+        return "RF64" if name == "WAV" and large and sf.check_format("RF64", self._subtype) else name
+
+    def _predicted(self) -> int:
+        return _predicted_bytes((self._channels, max(self._frames or 0, self._written)), self._rate, self._subtype)
+
+    def _refuse_nothing(self) -> None:
+        if self._format in ("FLAC", "MP3") or self._subtype == "OPUS":
+            raise OutputError(f"{self._path}: {self._format} cannot hold a signal of 0 samples; write .wav instead")
+
+    def _check_space(self) -> None:
+        needed, free = self._predicted(), shutil.disk_usage(self._file.parent).free
+        if free < needed:
+            raise self._no_space(needed, free)
+
+    def _no_space(self, needed: int, free: int) -> OutputError:
+        return OutputError(
+            f"{self._path}: no space left in {self._file.parent} (needs {_megabytes(needed)}, {_megabytes(free)} free); "
+            "make room or choose another folder"
+        )
+
+    def __enter__(self) -> Self:
+        if self._stream is not None:
+            with self._failures():
+                self._encoder = _StreamEncoder(self._stream, self._rate, self._channels, self._subtype, self._tags)
+            return self
+        self._temporary = self._file.parent / _temporary_name()
+        try:
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
+            self._handle = os.open(self._temporary, flags, 0o666)
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written ({error.strerror}); choose another folder") from None
+        try:
+            with self._failures():
+                may_shrink = self._format == "RF64" and output_format(self._path) == "WAV" and self._frames is None
+                self._encoder = _SndfileEncoder(
+                    self._handle, self._rate, self._channels, self._subtype, self._format, self._tags, may_shrink
+                )
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._discard()
+
+    def write(self, x: np.ndarray) -> None:
+        """Append ``x``, float ``(C, n)``. Raises AudioError for another shape or type, NaN or Inf; OutputError where the
+        file cannot take it."""
+        if self._encoder is None:
+            raise OutputError(f"{self._path}: the writer is not open; use it in a with statement")
+        if x.ndim != 2 or x.shape[0] != self._channels or not np.issubdtype(x.dtype, np.floating):
+            raise AudioError(
+                f"{self._path}: write takes float audio of shape (C, n) with C = {self._channels}, not {x.dtype} {x.shape}"
+            )
+        for start in range(0, x.shape[1], self._block.shape[1]):
+            self._take(x[:, start : start + self._block.shape[1]])
+
+    def _take(self, part: np.ndarray) -> None:
+        finite = np.isfinite(part)
+        if not finite.all():
+            channel, frame = np.argwhere(~finite)[0]
+            name = nonfinite_name(part[channel, frame])
+            at = (self._written + frame) / self._rate
+            raise AudioError(f"{self._path}: {name} at {at:.4f} s in channel {channel + 1}; not written")
+        size = np.abs(part)
+        self.peak = max(self.peak, float(size.max(initial=0)))
+        if self._subtype not in ("FLOAT", "DOUBLE"):
+            self.clipped += int((size > 1).sum())
+        self._written += part.shape[1]
+        self._check_riff_size()
+        length = self._block.shape[1]
+        first = min(part.shape[1], length - self._filled)
+        self._block[:, self._filled : self._filled + first] = part[:, :first]
+        self._filled += first
+        if self._filled == length:
+            self._flush()
+            self._filled = part.shape[1] - first
+            self._block[:, : self._filled] = part[:, first:]
+
+    def _check_riff_size(self) -> None:
+        if self._stream is None and self._format in ("WAV", "AIFF", "AU") and self._subtype not in _LOSSY:
+            size = _predicted_bytes((self._channels, self._written), self._rate, self._subtype)
+            if size > _MAX_RIFF_BYTES:
+                raise OutputError(
+                    f"{self._path}: {self._format} cannot hold more than 4 GiB; write .w64 or .flac, or say the length before"
+                )
+
+    def _flush(self) -> None:
+        part, self._filled = self._block[:, : self._filled], 0
+        bits = _PCM_BITS.get(self._subtype)
+        if bits is not None:
+            part = quantise(part, bits, self._dither)
+        elif self._subtype not in ("FLOAT", "DOUBLE"):
+            part = part.clip(-1, 1)
+        with self._failures():
+            cast(Any, self._encoder).write(np.ascontiguousarray(part.T))
+
+    def _finish(self) -> None:
+        if self._filled:
+            self._flush()
+        if self._written == 0:
+            self._refuse_nothing()
+        encoder, self._encoder = self._encoder, None
+        with self._failures():
+            cast(Any, encoder).close()
+            if self._stream is not None:
+                return
+            os.fsync(self._handle)
+            if not self._overwrite and self._file.exists():
+                raise OutputError(f"{self._path}: exists already; choose another name or overwrite it (--overwrite)")
+            if os.name == "nt":  # Windows renames no open file
+                self._close_handle()
+            os.replace(self._temporary, self._file)
+            _sync_folder(self._file.parent)
+
+    def _discard(self) -> None:
+        """Close what is open and remove the temporary file, if it is still there."""
+        encoder, self._encoder = self._encoder, None
+        if self._stream is not None:
+            return
+        if encoder is not None:
+            with contextlib.suppress(*_HOSTILE):
+                encoder.close()
+        self._close_handle()
+        self._temporary.unlink(missing_ok=True)
+
+    def _close_handle(self) -> None:
+        if self._handle >= 0:
+            handle, self._handle = self._handle, -1
+            os.close(handle)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except BweError:
+            raise
+        except (sf.SoundFileError, OSError, RuntimeError, ValueError, AssertionError) as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> OutputError:
+        if self._stream is not None:
+            return OutputError(f"{self._path}: writing failed ({_reason(error)}); what was sent so far is incomplete")
+        cause = error if isinstance(error, OSError) else _disk_error(self._handle)
+        used = os.fstat(self._handle).st_size if self._handle >= 0 else 0
+        free = shutil.disk_usage(self._file.parent).free + used
+        if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self._no_space(max(self._predicted(), used + 1), free)
+        return OutputError(
+            f"{self._path}: writing failed ({_reason(cause or error)}; {_megabytes(free)} free); nothing was written"
+        )
+
+
 def write(path: str | os.PathLike[str], x: np.ndarray, sr: int, subtype: str | None = None, overwrite: bool = False) -> int:
     """Write ``x``, float ``(C, T)``, to ``path`` in the format of its extension; returns how many samples were clipped.
 
-    ``subtype`` is libsndfile's name of the sample format (``PCM_16``, ``PCM_24``, ``FLOAT``, ``VORBIS`` …), by default
-    16-bit PCM or what the container has. PCM is clipped at full scale, and 16 bits and fewer are dithered (triangular,
-    two steps wide, the same sequence on every run and in every channel), except where the signal is silent: digital
-    silence stays digital silence. FLOAT and DOUBLE are never clipped.
-
-    The file appears complete or not at all. Raises OutputError: it exists and ``overwrite`` is false, the folder is
-    missing or read-only, no space is left, the format cannot hold this sample rate, sample format or channel count;
-    AudioError for NaN or Inf in ``x``.
+    The rules are those of `Writer`. The file appears complete or not at all. Raises OutputError where it cannot be written
+    and AudioError for another shape or type, NaN or Inf in ``x``.
     """
-    path = Path(path)
     if x.ndim != 2 or x.shape[0] < 1 or not np.issubdtype(x.dtype, np.floating):
         raise AudioError(f"{path}: write takes float audio of shape (C, T), not {x.dtype} {x.shape}")
-    subtype = subtype or fitting_subtype(path, None)
-    check_output(path, overwrite)
-    _check_capacity(path, subtype, sr, x.shape[0])
-    file_format = output_format(path)
-    needed = _predicted_bytes(x.shape, sr, subtype)
-    if file_format == "WAV" and needed > (4 << 30) - (1 << 20):
-        file_format = "RF64"
-    if x.shape[1] == 0 and (file_format in ("FLAC", "MP3") or subtype == "OPUS"):
-        raise OutputError(f"{path}: {file_format} cannot hold a signal of 0 samples; write .wav instead")
-    target = Path(os.path.realpath(path))
-    _check_space(path, target.parent, needed)
-    temporary = target.parent / f".bwe-{secrets.token_hex(6)}.tmp"
+    with Writer(path, sr, x.shape[0], subtype, frames=x.shape[1], overwrite=overwrite) as writer:
+        writer.write(x)
+    return writer.clipped
+
+
+class _SndfileEncoder:
+    """libsndfile on a file descriptor, which stays open."""
+
+    def __init__(
+        self, handle: int, sr: int, channels: int, subtype: str, file_format: str, tags: Mapping[str, str], may_shrink: bool
+    ) -> None:
+        quality = {"compression_level": 0.0} if subtype in _LOSSY else {}
+        self._file = sf.SoundFile(handle, "w", sr, channels, subtype, format=file_format, closefd=False, **quality)
+        # The PEAK chunk holds the time of day: the same sound would not be the same file twice.
+        self._command(_SET_ADD_PEAK_CHUNK, 0)
+        if may_shrink:
+            self._command(_RF64_AUTO_DOWNGRADE, 1)
+        for name, text in tags.items():
+            with contextlib.suppress(sf.LibsndfileError):  # a container without room for this tag
+                setattr(self._file, name, text)
+
+    def _command(self, number: int, value: int) -> None:
+        sf._snd.sf_command(self._file._file, number, sf._ffi.NULL, value)
+
+    def write(self, block: np.ndarray) -> None:
+        self._file.write(block)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _StreamEncoder:
+    """A WAV for a pipe: its header says that the sizes are not known (2**32 - 1)."""
+
+    def __init__(self, stream: BinaryIO, sr: int, channels: int, subtype: str, tags: Mapping[str, str]) -> None:
+        self._stream, self._subtype = stream, subtype
+        size = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}[subtype]
+        code = 3 if subtype == "FLOAT" else 1
+        shape = struct.pack("<HIIHH", channels, sr, sr * channels * size, channels * size, 8 * size)
+        if channels > 2:  # WAVE_FORMAT_EXTENSIBLE, no loudspeakers assigned
+            guid = struct.pack("<H", code) + bytes.fromhex("000000001000800000aa00389b71")
+            form = struct.pack("<H", 0xFFFE) + shape + struct.pack("<HHI", 22, 8 * size, 0) + guid
+        else:
+            form = struct.pack("<H", code) + shape
+        entries = [(_RIFF_TAGS[tag], text.encode() + b"\0") for tag, text in tags.items() if tag in _RIFF_TAGS]
+        info = b"".join(key + struct.pack("<I", len(text)) + text + bytes(len(text) % 2) for key, text in entries)
+        chunks = b"fmt " + struct.pack("<I", len(form)) + form
+        if info:
+            chunks += b"LIST" + struct.pack("<I", 4 + len(info)) + b"INFO" + info
+        self._send(b"RIFF\xff\xff\xff\xffWAVE" + chunks + b"data\xff\xff\xff\xff")
+
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while len(rest):  # an unbuffered pipe takes a part at a time
+            count = self._stream.write(rest)
+            rest = rest[len(rest) if count is None else count :]
+
+    def write(self, block: np.ndarray) -> None:
+        if self._subtype == "FLOAT":
+            self._send(block.astype("<f4").tobytes())
+        elif self._subtype == "PCM_16":
+            self._send((block >> 16).astype("<i2").tobytes())
+        else:
+            self._send(block.astype("<i4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes())
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
+def _check_stream(path: Path, subtype: str, sample_rate: int, channels: int) -> None:
+    if subtype not in ("PCM_16", "PCM_24", "FLOAT"):
+        raise OutputError(f"{path}: a stream takes PCM_16, PCM_24 or FLOAT samples, not {subtype}; choose one of them")
+    if not 1 <= channels <= 1024 or not MIN_RATE <= sample_rate <= MAX_RATE:
+        raise OutputError(f"{path}: WAV cannot hold {channels} channels at {sample_rate} Hz; use up to 1024 and {MAX_RATE} Hz")
+
+
+def _printable(text: str) -> str:
+    """``text`` as UTF-8 and C strings can hold it."""
+    return text.split("\0")[0].encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def _disk_error(handle: int) -> OSError | None:
+    """Why the disk takes no more, which libsndfile only calls a system error; None where it does take more."""
     try:
+        os.lseek(handle, 0, os.SEEK_END)
+        for _ in range(2):  # the first one may fill what is left
+            os.write(handle, bytes(1 << 16))
+    except OSError as error:
+        return error
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-        try:
-            clipped = _encode(handle, path, x, sr, file_format, subtype)
             os.fsync(handle)
         finally:
             os.close(handle)
-        if not overwrite and target.exists():
-            raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
-        os.replace(temporary, target)
-    except (sf.LibsndfileError, OSError) as error:
-        free = shutil.disk_usage(target.parent).free
-        why = _reason(error) if isinstance(error, sf.LibsndfileError) else error.strerror
-        raise OutputError(f"{path}: writing failed ({why}; {_megabytes(free)} free); nothing was written") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return clipped
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight hex digits for this boot of this machine and, in a container, this set of process numbers."""
+    parts = [os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _start_time(pid: int) -> int | None:
+    """When a process started, in ticks since boot: with its number, its name for good. None where there is none such."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+        return int(text[text.rindex(b")") + 1 :].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _temporary_name() -> str:
+    pid = os.getpid()
+    return f".bwe-{pid}-{_machine()}.{_start_time(pid) or 0}-{secrets.token_hex(6)}.tmp"
+
+
+def sweep(folder: str | os.PathLike[str]) -> int:
+    """Remove the temporary files in ``folder`` whose process is gone; returns how many.
+
+    Those of another machine or container, and all where there is no /proc, go after a day without a change.
+    """
+    removed = 0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or not entry.is_file(follow_symlinks=False):
+                continue
+            pid, machine, started = int(match[1]), match[2], int(match[3])
+            if machine == _machine() and started:
+                stale = _start_time(pid) != started
+            else:
+                stale = time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S
+            if stale:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
 
 
 def _predicted_bytes(shape: tuple[int, ...], sr: int, subtype: str) -> int:
@@ -495,104 +1115,13 @@ def _megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def _check_space(path: Path, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(f"{path}: no space left in {folder} (needs {_megabytes(needed)}, {_megabytes(free)} free)")
-
-
-def _encode(handle: int, path: Path, x: np.ndarray, sr: int, file_format: str, subtype: str) -> int:
-    channels, frames = x.shape
-    block = max(1, min(_BLOCK, sr))  # longer writes overflow the stack of libsndfile's Vorbis encoder
-    quality = {"compression_level": 0.0} if subtype in _LOSSY else {}
-    dither = np.random.default_rng(0)
-    clipped = 0
-    with sf.SoundFile(handle, "w", sr, channels, subtype, format=file_format, closefd=False, **quality) as file:
-        for start in range(0, frames, block):
-            part = x[:, start : start + block]
-            finite = np.isfinite(part)
-            if not finite.all():
-                channel, frame = np.argwhere(~finite)[0]
-                name = nonfinite_name(part[channel, frame])
-                raise AudioError(f"{path}: {name} at {(start + frame) / sr:.4f} s in channel {channel + 1}; not written")
-            if subtype in ("FLOAT", "DOUBLE"):
-                file.write(part.T)
-                continue
-            clipped += int((np.abs(part) > 1).sum())
-            bits = _PCM_BITS.get(subtype)
-            file.write((part.clip(-1, 1) if bits is None else _quantise(part, bits, dither)).T)
-    return clipped
-
-
-def transcode(x: np.ndarray, sr: int, codec: Codec, bitrate: int) -> np.ndarray:
-    """Encode ``x``, float32 ``(T,)`` within ±1, at about ``bitrate`` bit/s and decode it again: ``(T,)``, without the delay.
-
-    MP3, Opus, Vorbis, GSM 6.10, µ-law and A-law are libsndfile's, AAC and AMR-NB need the extra ``formats``. GSM and the
-    laws have one bit rate and take no notice of ``bitrate``; AMR has eight, of 4750 to 12200. Raises AudioError where the
-    codec is unknown or does not take the sample rate: 8 kHz for the telephone codecs, up to 48 kHz for the others.
-    """
-    if codec not in get_args(Codec):
-        raise AudioError(f"no codec {codec!r}; use one of {', '.join(get_args(Codec))}")
-    if sr not in _CODEC_RATES[codec]:
-        raise AudioError(f"{codec} cannot encode {sr} Hz; resample to one of {', '.join(map(str, _CODEC_RATES[codec]))} Hz")
-    y = _ffmpeg_round_trip(x, sr, codec, bitrate) if codec in _FFMPEG_CODECS else _sndfile_round_trip(x, sr, codec, bitrate)
-    return np.pad(y[: len(x)], (0, max(0, len(x) - len(y))))
-
-
-def _sndfile_round_trip(x: np.ndarray, sr: int, codec: Codec, bitrate: int) -> np.ndarray:
-    file_format, subtype = _SNDFILE_CODECS[codec]
-    quality: dict[str, Any] = {}
-    if codec == "mp3":  # levels 0 to 1 are the bit rates of the MPEG version, from the highest down
-        low, high = (32e3, 320e3) if sr >= 32_000 else (8e3, 160e3) if sr >= 16_000 else (8e3, 64e3)
-        quality = {"compression_level": (high - bitrate) / (high - low), "bitrate_mode": "CONSTANT"}
-    elif codec == "opus":
-        quality = {"compression_level": 1 - (bitrate - 6e3) / 250e3}
-    elif codec == "vorbis":
-        quality = {"compression_level": 1 - float(np.interp(bitrate, _VORBIS_RATES, np.arange(-1, 11) / 10))}
-    if quality:  # at exactly 1 libsndfile refuses
-        quality["compression_level"] = min(max(quality["compression_level"], 0.0), 0.999)
-    stream = io.BytesIO()
-    with sf.SoundFile(stream, "w", sr, 1, subtype, format=file_format, **quality) as file:
-        for start in range(0, len(x), sr):  # longer writes overflow the stack of libsndfile's Vorbis encoder
-            file.write(x[start : start + sr])
-    stream.seek(0)
-    y, _ = sf.read(stream, dtype="float32")
-    return y[_LAME_DELAY:] if codec == "mp3" and len(y) > len(x) else y
-
-
-def _ffmpeg_round_trip(x: np.ndarray, sr: int, codec: Codec, bitrate: int) -> np.ndarray:
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(f"the codec {codec!r} needs PyAV: pip install 'bwe[formats]'") from error
-    encoder_name, decoder_name, sample_format, delay = _FFMPEG_CODECS[codec]
-    encoder: Any = av.CodecContext.create(encoder_name, "w")
-    encoder.sample_rate, encoder.layout, encoder.format, encoder.bit_rate = sr, "mono", sample_format, bitrate
-    encoder.time_base = Fraction(1, sr)
-    if codec == "aac":  # the default search takes several times as long
-        encoder.options = {"aac_coder": "fast"}
-    encoder.open()
-    size = encoder.frame_size
-    padded = np.pad(x, (0, delay + -(len(x) + delay) % size))
-    frames = (np.rint(padded.clip(-1, 1) * 32767).astype(np.int16) if sample_format == "s16" else padded).reshape(-1, 1, size)
-    decoder: Any = av.CodecContext.create(decoder_name, "r")
-    decoder.sample_rate, decoder.layout, decoder.extradata = sr, "mono", encoder.extradata
-    packets = []
-    for index, samples in enumerate(frames):
-        frame = av.AudioFrame.from_ndarray(samples, format=sample_format, layout="mono")
-        frame.sample_rate, frame.pts = sr, index * size
-        packets += encoder.encode(frame)
-    packets += encoder.encode(None)
-    decoded = [frame.to_ndarray()[0] for packet in [*packets, None] for frame in decoder.decode(packet)]
-    return np.concatenate(decoded)[delay:]
-
-
-def _quantise(x: np.ndarray, bits: int, dither: np.random.Generator) -> np.ndarray:
-    """Float ``(C, T)`` to ``bits`` most significant bits of int32, with triangular dither for 16 bits and fewer."""
+def quantise(x: np.ndarray, bits: int, dither: np.random.Generator) -> np.ndarray:
+    """Float ``(C, T)`` to the ``bits`` most significant bits of int32, with triangular dither for 16 bits and fewer."""
     scaled = x.astype(np.float64) * 2.0 ** (bits - 1)
     if bits <= 16:
         frames = x.shape[1]
-        noise = dither.random(frames) - dither.random(frames)
+        runs = dither.random((-(-frames // _DITHER_RUN), 2, _DITHER_RUN))
+        noise = (runs[:, 0] - runs[:, 1]).reshape(-1)[:frames]
         starts = np.arange(0, frames, _DITHER_RUN)
         sounding = np.maximum.reduceat(np.abs(x), starts, axis=1) > _SILENCE
         mask = np.repeat(sounding, _DITHER_RUN, axis=1)[:, :frames]

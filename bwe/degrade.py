@@ -15,7 +15,7 @@ import torch
 from scipy import signal
 from torch import Tensor
 
-from bwe import audio, dsp
+from bwe import codecs, dsp
 from bwe._torchaudio import torchaudio
 from bwe.errors import AudioError, ConfigError
 
@@ -25,7 +25,7 @@ RESAMPLERS: tuple[Resampler, ...] = get_args(Resampler)
 # What clips are coded with: codec rate in Hz, bit rates in bit/s, those at which the encoder's low-pass does not depend on the
 # clip. Opus chooses its bandwidth by bit rate and content near 9 and from 11 to 14 kbit/s, MP3 of 80 kbit/s and more empties
 # bands below its low-pass.
-CODEC_SETTINGS: dict[audio.Codec, dict[int, tuple[int, ...]]] = {
+CODEC_SETTINGS: dict[codecs.Codec, dict[int, tuple[int, ...]]] = {
     "mp3": {
         16_000: (16_000, 24_000, 32_000),
         24_000: (24_000, 32_000, 48_000),
@@ -148,7 +148,7 @@ class Config:
     cutoff_jitter: float = 0.03
     eq_db: float = 0.0
     codec_share: float = 0.0
-    codecs: tuple[audio.Codec, ...] = get_args(audio.Codec)
+    codecs: tuple[codecs.Codec, ...] = get_args(codecs.Codec)
     shelf_share: float = 0.0
     shelves_hz: tuple[float, ...] = (11_000.0, 15_200.0, 16_000.0, 16_600.0, 17_300.0, 18_700.0, 19_400.0, 20_100.0)
     bone_share: float = 0.0
@@ -276,13 +276,13 @@ def drop_packets(x: Tensor, sample_rate: int, packet_s: float, loss: float, repe
     return x[..., torch.from_numpy(arrived[number] * packet + sample % packet)]
 
 
-def codec(x: Tensor, sample_rate: int, name: audio.Codec, bitrate: int, rate: int | None = None) -> Tensor:
+def codec(x: Tensor, sample_rate: int, name: codecs.Codec, bitrate: int, rate: int | None = None) -> Tensor:
     """Codes and decodes `(..., T)`, each signal by itself: same shape, sample-aligned with the input.
 
     Args:
         x: float; what exceeds full scale is coded at a lower level instead of being clipped.
         sample_rate: Hz.
-        name: a codec of `audio.transcode`.
+        name: a codec of `codecs.transcode`.
         bitrate: bit/s, without meaning for "gsm", "ulaw" and "alaw".
         rate: Hz at which the codec runs; by default its highest of `CODEC_SETTINGS` up to `sample_rate`.
 
@@ -301,13 +301,13 @@ def codec(x: Tensor, sample_rate: int, name: audio.Codec, bitrate: int, rate: in
     coded = dsp.resample(torch.from_numpy(mirrored), sample_rate, rate).numpy()
     for row in coded:
         level = max(1.0, float(np.abs(row).max()))
-        row[:] = audio.transcode(row / level, rate, name, bitrate) * level
+        row[:] = codecs.transcode(row / level, rate, name, bitrate) * level
     decoded = dsp.resample(torch.from_numpy(coded), rate, sample_rate)
     return decoded[:, margin : margin + x.shape[-1]].reshape(x.shape).to(x.dtype)
 
 
 @lru_cache(maxsize=256)
-def codec_cutoff(name: audio.Codec, bitrate: int, rate: int, sample_rate: int) -> float:
+def codec_cutoff(name: codecs.Codec, bitrate: int, rate: int, sample_rate: int) -> float:
     """Where the band that `codec` keeps ends, in Hz: the highest frequency at which white noise comes back with no less than a
     tenth of its power. At the `CODEC_SETTINGS`, encoders low-pass by bit rate and not by content: speech and music end within
     a few per cent of this."""
@@ -501,7 +501,7 @@ class Degradation:
         )
         way = rng.random()
         if (way := way - c.codec_share) < 0:
-            name: audio.Codec = c.codecs[rng.integers(len(c.codecs))]
+            name: codecs.Codec = c.codecs[rng.integers(len(c.codecs))]
             rate = int(rng.choice(list(CODEC_SETTINGS[name])))
             return replace(p, filter=name, codec=(rate, int(rng.choice(CODEC_SETTINGS[name][rate]))))
         if (way := way - c.shelf_share) < 0:
@@ -564,7 +564,7 @@ def _narrow(x: Tensor, sample_rate: int, p: Parameters) -> tuple[Tensor, float]:
         return dsp.band_limit(x, sample_rate, cutoff + _SHELF_WIDTH_HZ / 2, _SHELF_WIDTH_HZ), cutoff
     if p.filter in CODEC_SETTINGS:
         rate, bitrate = p.codec
-        name: audio.Codec = p.filter
+        name: codecs.Codec = p.filter
         return codec(x, sample_rate, name, bitrate, rate), codec_cutoff(name, bitrate, rate, sample_rate)
     if p.filter in dsp.FILTER_FAMILIES:
         filtered = dsp.lowpass(

@@ -1,35 +1,98 @@
-"""Using a model: `load` gives an `Extender` for arrays, `extend` takes a file to a file.
+"""Using a model: `load` gives an `Extender` for arrays and streams, `extend` takes a file of any length to a file.
 
-What is common to every model is here, once: resampling in, finding the cut-off, channels, chunks whose joints cannot
-be found, the exact length, and the account of what was done.
+What is common to every model is here, once: resampling in, finding the cut-off, channels, blocks whose joints cannot be
+found, the exact length, and the account of what was done. Signals are numpy `(C, T)` here; a runner takes them to the
+network, in PyTorch or in onnxruntime, and back.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bwe import audio, dsp, hub
-from bwe.errors import AudioError, ConfigError, ModelError
+import bwe
+from bwe import audio, dsp, hub, pictures, runs
+from bwe.errors import AudioError, ConfigError, ModelError, OutputError
 
 DEFAULT_MODEL = "speech-48k"
-FULL_BAND = 0.95
-"""A cut-off at or above this part of the target's Nyquist frequency leaves nothing to fill."""
+TARGET_RATES = (16_000, 24_000, 44_100, 48_000)
+Bits = Literal["keep", "16", "24", "32f"]
 
 _NULL_GUARD_HZ = 300.0
-_SIGNALS_AT_ONCE = 8
+_HIGHEST_FORCED = 0.95  # of half the rate: above it the splice has no room
+_NULL_SECONDS = 10
+_CHUNK_SECONDS = 10.0
+# Beyond this many channels at once the chunks become shorter: memory does not grow with the number of channels.
+_CHANNELS_PER_CHUNK = 2
 _MANY_CHANNELS = 32
+_SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
 
 Audio = TypeVar("Audio", np.ndarray, Tensor)
+
+
+class Runner(Protocol):
+    """What takes numpy signals through a network."""
+
+    sample_rate: int
+    hop: int
+    causal: bool
+    delay: int
+    latency: int
+    receptive_field: int
+
+    def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray) -> np.ndarray:
+        """`(B, 1, T)`, `(B,)` -> `(B, 1, T)`."""
+
+    def stream(self, cutoff_hz: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """A function that takes the next `(B, 1, n * hop)` of a stream to the same, `delay` samples late."""
+
+
+class _Torch:
+    """A generator in PyTorch as a `Runner`."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        self.generator: Any = generator
+        network: Any = generator
+        self.sample_rate = int(network.sample_rate)
+        self.hop = int(network.hop)
+        self.receptive_field = int(network.receptive_field)
+        self.causal = bool(getattr(generator, "causal", False))
+        self.delay, self.latency = (int(getattr(generator, name, 0)) for name in ("delay", "latency"))
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.generator.parameters()), torch.device("cpu"))
+
+    def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            y = self.generator(torch.from_numpy(x).to(self.device), torch.from_numpy(cutoff_hz).to(self.device))
+        return y.cpu().numpy()
+
+    def stream(self, cutoff_hz: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        held: list[Tensor] = []
+        with torch.inference_mode():
+            told = self.generator.tell(torch.from_numpy(cutoff_hz).to(self.device))
+
+        def advance(x: np.ndarray) -> np.ndarray:
+            nonlocal held
+            with torch.inference_mode():
+                past = dsp.Past(held)
+                y = self.generator.advance(torch.from_numpy(x).to(self.device), told, past)
+                held = past.kept
+            return y.cpu().numpy()
+
+        return advance
 
 
 class Extender:
@@ -37,44 +100,62 @@ class Extender:
 
     Attributes:
         sample_rate: of the output, in Hz.
+        folder: name of the checkpoint folder or .onnx file it comes from.
         card: the model's card, Markdown: data, licence, training, measured metrics, limits.
         meta: contents of its config.json; empty for a generator that was not read from a folder.
         receptive_field: samples on either side, at `sample_rate`, that can change an output sample.
-        generator: the network itself, in eval mode.
+        causal: whether `stream` can be used.
+        generator: the network itself: a module in eval mode, or an `export.OnnxGenerator`.
     """
 
-    def __init__(self, generator: nn.Module, meta: dict[str, Any] | None = None, card: str = "") -> None:
-        self.generator = generator.eval()
-        self.sample_rate: int = generator.sample_rate  # type: ignore[assignment]
-        self.receptive_field: int = generator.receptive_field  # type: ignore[assignment]
+    def __init__(self, generator: Any, meta: dict[str, Any] | None = None, card: str = "", folder: str = "") -> None:
+        self.generator = generator.eval() if isinstance(generator, nn.Module) else generator
+        self._runner: Runner = _Torch(generator) if isinstance(generator, nn.Module) else generator
+        self.sample_rate: int = self._runner.sample_rate
+        self.receptive_field: int = self._runner.receptive_field
+        self.causal: bool = self._runner.causal
         self.meta = meta or {}
         self.card = card
+        self.folder = folder
 
     def __repr__(self) -> str:
-        parameters = sum(p.numel() for p in self.generator.parameters())
         name = self.meta.get("arch", type(self.generator).__name__)
+        if not isinstance(self.generator, nn.Module):
+            return f"Extender({name} in onnxruntime, {self.sample_rate} Hz)"
+        parameters = sum(p.numel() for p in self.generator.parameters())
         return f"Extender({name}, {parameters / 1e6:.2f} M parameters, {self.sample_rate} Hz)"
 
     @property
+    def name(self) -> str:
+        """Of the folder it was read from, else of its architecture."""
+        return self.folder or str(self.meta.get("arch", "")) or type(self.generator).__name__
+
+    @property
     def device(self) -> torch.device:
-        return next((p.device for p in self.generator.parameters()), torch.device("cpu"))
+        return getattr(self._runner, "device", torch.device("cpu"))
 
     def to(self, device: str | torch.device) -> Extender:
         """Move the network; returns self. Raises ConfigError where the device does not exist."""
+        if not isinstance(self.generator, nn.Module):
+            if torch.device(device).type != "cpu":
+                raise ConfigError(f"device {str(device)!r} cannot be used: the onnx backend runs on the CPU")
+            return self
         try:
             self.generator.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device {str(device)!r} cannot be used ({str(error).splitlines()[0]})") from None
         return self
 
-    def __call__(self, x: Audio, sr: int, cutoff: float | None = None, chunk_seconds: float | None = 10.0) -> Audio:
+    def __call__(self, x: Audio, sr: int, cutoff: float | None = None, chunk_seconds: float | None = _CHUNK_SECONDS) -> Audio:
         """Resample ``x`` to `sample_rate` and fill the band above its cut-off.
 
         Args:
             x: numpy array or torch tensor of any float type, ``(T,)``, ``(C, T)`` or ``(B, C, T)``, full scale ±1.
                 Channels are extended independently; a signal's cut-off is found over all of its channels.
             sr: sample rate of ``x`` in Hz.
-            cutoff: where the known band ends, in Hz; None finds it in each of the B signals.
+            cutoff: where the known band ends, in Hz; None finds it in each of the B signals. A causal model, which could not
+                look ahead for it in a stream, takes the end of the input's band instead: half of ``sr``, or the pass band of
+                the resampling where ``sr`` is below `sample_rate`.
             chunk_seconds: length of the pieces a long signal is processed in (memory, not the result, depends on it);
                 None takes it in one piece.
 
@@ -84,54 +165,169 @@ class Extender:
             resampled.
 
         Raises AudioError (no float array, a shape that looks transposed, NaN or Inf, a sample rate outside 2 to
-        384 kHz), ConfigError (a cut-off that is no frequency below half the sample rates, a chunk length ≤ 0).
+        384 kHz), ConfigError (a cut-off that is no frequency below half the sample rates, a chunk length ≤ 0, a causal model
+        that is not told the cut-off of a signal at its own rate).
         """
         signals = _as_signals(x, sr)
-        y, _, _ = self._run(signals, int(sr), cutoff, chunk_seconds)
-        if isinstance(x, Tensor):
-            return y.reshape(*x.shape[:-1], y.shape[-1]).to(device=x.device, dtype=x.dtype)
-        return y.reshape(*x.shape[:-1], y.shape[-1]).cpu().numpy().astype(x.dtype, copy=False)
-
-    def _run(
-        self, x: Tensor, sr: int, cutoff: float | None, chunk_seconds: float | None = 10.0
-    ) -> tuple[Tensor, Tensor, list[float]]:
-        """``(B, C, T)`` float32 → extended ``(B, C, T')``, resampled ``(B, C, T')``, the cut-off of each of the B."""
-        rate = self.sample_rate
-        if cutoff is not None:
-            cutoff = _check_cutoff(cutoff, sr, rate)
         if chunk_seconds is not None and not chunk_seconds > 0:
             raise ConfigError(f"chunk_seconds must be above 0, not {chunk_seconds!r}; None takes the signal in one piece")
-        channels = x.shape[1]
-        resampled = dsp.resample(x.to(self.device), sr, rate)
-        y = resampled.clone()
-        cutoffs = [cutoff or min(dsp.detect_cutoff(signal, rate), sr / 2) for signal in resampled]
-        chosen = [i for i, hz in enumerate(cutoffs) if cutoff or hz < FULL_BAND * rate / 2]
-        if not chosen or not channels or not y.shape[-1]:
-            return y, resampled, cutoffs
-        flat = resampled[chosen].reshape(len(chosen) * channels, 1, -1)
-        edges = torch.tensor(cutoffs, dtype=torch.float32, device=flat.device)[chosen].repeat_interleave(channels)
-        out = torch.empty_like(flat)
-        with torch.inference_mode():
-            for first in range(0, len(flat), _SIGNALS_AT_ONCE):
-                group = slice(first, first + _SIGNALS_AT_ONCE)
-                self._chunks(flat[group], edges[group], out[group], chunk_seconds)
-        if not bool(torch.isfinite(out).all()):
-            peak = float(flat.abs().max())
-            raise ModelError(f"the model's output is not finite; full scale is 1, the input peaks at {peak:.3g}: scale it")
-        y[chosen] = out.reshape(len(chosen), channels, -1)
-        return y, resampled, cutoffs
+        given = self._given_cutoff(cutoff, int(sr))
+        resampled = dsp.resample(signals.to(self.device), int(sr), self.sample_rate).cpu().numpy()
+        y = np.empty_like(resampled)
+        for signal, out in zip(resampled, y, strict=True):
+            edge = given
+            if edge is None:
+                found = min(dsp.detect_cutoff(signal, self.sample_rate), sr / 2)
+                edge = None if dsp.is_full_band(found, self.sample_rate) else found
+            start = 0
+            for block in self._filled([signal], len(signal), edge, chunk_seconds):
+                out[:, start : start + block.shape[-1]] = block
+                start += block.shape[-1]
+        return _like(x, y)
 
-    def _chunks(self, x: Tensor, cutoff_hz: Tensor, out: Tensor, chunk_seconds: float | None) -> None:
-        """``out = generator(x, cutoff_hz)`` in pieces: they start on the hop grid, so that every convolution sees the
-        samples at the phase it would see them in one pass, and bring more context than the receptive field, which is
-        thrown away."""
-        length, hop = x.shape[-1], int(self.generator.hop)  # type: ignore[arg-type]
-        chunk = length if chunk_seconds is None else max(1, round(chunk_seconds * self.sample_rate / hop)) * hop
+    def stream(self, blocks: Iterable[Audio], sr: int, cutoff: float | None = None) -> Iterator[Audio]:
+        """Extend a live signal block by block, with a causal model: what comes out, joined, is what one call gives.
+
+        Args:
+            blocks: arrays or tensors as for a call, ``(T,)`` or ``(C, T)`` of any lengths, all of one kind and with the same
+                channels; they may come from a microphone: each is processed when it comes.
+            sr: their sample rate in Hz.
+            cutoff: where the known band ends, in Hz; by default as for a call.
+
+        Yields:
+            All that a block completes, as soon as it does, and at the end the rest: `latency_seconds` later at most.
+
+        Raises, besides what a call does, ConfigError: the model is not causal, or a block differs from the first.
+        """
+        if not self.causal:
+            raise ConfigError("this model looks ahead and cannot stream; use speech-48k-stream, or call it on a whole signal")
+        given = self._given_cutoff(cutoff, int(sr))
+        return self._streamed(iter(blocks), int(sr), given)
+
+    def _streamed(self, blocks: Iterator[Audio], sr: int, cutoff: float | None) -> Iterator[Audio]:
+        first: Any = next(blocks, None)
+        if first is None:
+            return
+        channels = _as_signals(first, sr).shape[1]
+        resampler = dsp.Resampler(sr, self.sample_rate, channels)
+
+        def resampled() -> Iterator[np.ndarray]:
+            block: Any = first
+            while block is not None:
+                if type(block) is not type(first) or block.shape[:-1] != first.shape[:-1]:
+                    raise ConfigError(
+                        f"a block of shape {tuple(block.shape)} follows one of {tuple(first.shape)}; "
+                        "all blocks of a stream have the same kind and channels"
+                    )
+                yield resampler.push(_as_signals(block, sr)[0].cpu().numpy())
+                block = next(blocks, None)
+            yield resampler.flush()
+
+        for y in self._filled(resampled(), channels, cutoff, None):
+            if y.shape[-1]:
+                yield _like(first, y)
+
+    def latency_seconds(self, sr: int) -> float:
+        """Longest time in seconds from a sample of a stream at ``sr`` until the output at its place has come out.
+
+        That is the look-ahead of the resampler, the delay of filter bank and splice, and the wait for a full hop; computing
+        time comes on top. Raises ConfigError where the model is not causal.
+        """
+        if not self.causal:
+            raise ConfigError("this model looks ahead as far as the signal goes; only a causal one has a latency")
+        resampler = dsp.Resampler(sr, self.sample_rate, 1)
+        return resampler.lookahead + (self._runner.latency + 1) / self.sample_rate
+
+    def _given_cutoff(self, cutoff: float | None, sr: int) -> float | None:
+        """The cut-off as told, or the one that a causal model assumes; None where it is to be found."""
+        if not isinstance(sr, int) or not audio.MIN_RATE <= sr <= audio.MAX_RATE:
+            raise AudioError(f"sr must be a whole number of Hz from {audio.MIN_RATE} to {audio.MAX_RATE}, not {sr!r}")
+        if cutoff is not None:
+            return _check_cutoff(cutoff, sr, self.sample_rate)
+        if not self.causal:
+            return None
+        hz = dsp.passband_end(sr, self.sample_rate)
+        if dsp.is_full_band(hz, self.sample_rate):
+            raise ConfigError(
+                f"a causal model does not look for the cut-off, and at {sr} Hz there is nothing to go by; give it one (cutoff)"
+            )
+        return hz
+
+    def _filled(
+        self, blocks: Iterable[np.ndarray], channels: int, cutoff_hz: float | None, chunk_seconds: float | None
+    ) -> Iterator[np.ndarray]:
+        """Blocks `(C, n)` at `sample_rate` -> blocks `(C, m)` of the same length in all; None fills nothing."""
+        if cutoff_hz is None or not channels:
+            yield from blocks
+            return
+        edges = np.full(channels, cutoff_hz, np.float32)
+        engine = self._causally if self.causal else self._centred
+        for y in engine(blocks, edges, chunk_seconds):
+            if not np.isfinite(y).all():
+                raise ModelError("the model's output is not finite; full scale is 1: scale the input down, or check the model")
+            yield y
+
+    def _chunk(self, channels: int, chunk_seconds: float | None) -> int | None:
+        if chunk_seconds is None:
+            return None
+        hop = self._runner.hop
+        samples = chunk_seconds * self.sample_rate / max(1, channels / _CHANNELS_PER_CHUNK)
+        return max(1, round(samples / hop)) * hop
+
+    def _centred(self, blocks: Iterable[np.ndarray], edges: np.ndarray, chunk_seconds: float | None) -> Iterator[np.ndarray]:
+        """In chunks that start on the hop grid, so that every convolution sees the samples at the phase it would see them in
+        one pass, and with more context than the receptive field, which is thrown away."""
+        hop = self._runner.hop
+        chunk = self._chunk(len(edges), chunk_seconds)
         halo = math.ceil(self.receptive_field / hop) * hop
-        for start in range(0, length, chunk):
-            low, stop = max(0, start - halo), min(length, start + chunk)
-            piece = self.generator(x[..., low : stop + halo], cutoff_hz)
-            out[..., start:stop] = piece[..., start - low : stop - low]
+        held, low, start = np.zeros((len(edges), 0), np.float32), 0, 0
+        for block in _and_end(blocks):
+            if block is not None:
+                held = np.concatenate([held, block], axis=-1) if held.shape[-1] else block
+            have = low + held.shape[-1]
+            while start < have and (block is None or (chunk is not None and have >= start + chunk + halo)):
+                stop = have if chunk is None else min(have, start + chunk)
+                piece = np.ascontiguousarray(held[:, None, max(0, start - halo) - low : stop + halo - low])
+                y = self._runner(piece, edges)[:, 0]
+                yield y[:, start - max(0, start - halo) :][:, : stop - start]
+                start = stop
+                held, low = held[:, max(0, start - halo) - low :], max(0, start - halo)
+
+    def _causally(self, blocks: Iterable[np.ndarray], edges: np.ndarray, chunk_seconds: float | None) -> Iterator[np.ndarray]:
+        """As a stream: what fills whole hops goes through the network, the rest waits."""
+        hop, delay = self._runner.hop, self._runner.delay
+        chunk = self._chunk(len(edges), chunk_seconds or _CHUNK_SECONDS) or hop
+        advance = self._runner.stream(edges)
+        held, taken, given, late = np.zeros((len(edges), 0), np.float32), 0, 0, delay
+        for block in _and_end(blocks):
+            if block is None:
+                silence = np.zeros((len(edges), delay + hop - 1), np.float32)
+                held = np.concatenate([held, silence], axis=-1)
+            else:
+                taken += block.shape[-1]
+                held = np.concatenate([held, block], axis=-1) if held.shape[-1] else block
+            whole = held.shape[-1] // hop * hop
+            for start in range(0, whole, chunk):
+                y = advance(np.ascontiguousarray(held[:, None, start : min(whole, start + chunk)]))[:, 0]
+                y, late = y[:, late:], max(0, late - y.shape[-1])
+                if block is None:
+                    y = y[:, : taken - given]
+                given += y.shape[-1]
+                yield y
+            held = held[:, whole:]
+
+
+def _and_end(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
+    yield from blocks
+    yield None
+
+
+def _like(x: Audio, y: np.ndarray) -> Audio:
+    """`y` with the leading shape, the kind, the type and the device of `x`."""
+    shaped = y.reshape(*x.shape[:-1], y.shape[-1])
+    if isinstance(x, Tensor):
+        return torch.from_numpy(shaped).to(device=x.device, dtype=x.dtype)
+    return shaped.astype(x.dtype, copy=False)
 
 
 def _as_signals(x: np.ndarray | Tensor, sr: int) -> Tensor:
@@ -172,34 +368,63 @@ def _check_cutoff(cutoff: float, sr: int, rate: int) -> float:
     return hz
 
 
-def load(name: str | os.PathLike[str] = DEFAULT_MODEL, device: str | torch.device = "cpu") -> Extender:
-    """Load a model by shipped name (`bwe.list_models()`) or by the path of its checkpoint folder.
+def load(
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
+    device: str | torch.device = "cpu",
+    backend: Literal["torch", "onnx"] = "torch",
+    threads: int = 1,
+) -> Extender:
+    """Load a model by shipped name (`bwe.list_models()`), by the path of its checkpoint folder, or from an exported ``.onnx``.
 
-    Raises ModelError (unknown, damaged or refused; see `hub.read`) and ConfigError (no such device).
+    ``backend="onnx"`` runs the network in onnxruntime on ``threads`` threads (extra ``onnx``): about twice as fast on a CPU. A
+    name or folder is then exported in memory, which takes some seconds; a file that `bwe export` wrote is there at once, and
+    says itself whether it streams.
+
+    Raises ModelError (unknown, damaged or refused; see `hub.read`) and ConfigError (no such device or backend).
     """
+    if backend not in ("torch", "onnx"):
+        raise ConfigError(f"no backend {backend!r}; use 'torch' or 'onnx'")
+    path = Path(name)
+    if path.suffix.lower() == ".onnx" or backend == "onnx":
+        from bwe import export
+
+        if path.suffix.lower() == ".onnx":
+            onnx = export.OnnxGenerator(path, threads=threads)
+            return Extender(onnx, onnx.meta, folder=path.name).to(device)
+        generator, meta, card = hub.read(name)
+        onnx = export.onnx_generator(generator, streaming=bool(getattr(generator, "causal", False)), threads=threads)
+        return Extender(onnx, meta, card, hub.find(name).name).to(device)
     generator, meta, card = hub.read(name)
-    return Extender(generator, meta, card).to(device)
+    return Extender(generator, meta, card, hub.find(name).name).to(device)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `extend` did; ``str(report)`` is the closing line of the command.
+    """What `extend` did; ``str(report)`` is the closing line of the command, `to_dict` the record of ``--report``.
 
     Attributes:
-        in_rate, out_rate: Hz. seconds: duration. channels: of both files.
-        cutoff_hz: where the known band ends; cutoff_source: "auto" (found) or "given".
-        filled: False where the input was full-band already, and only resampled.
+        in_path, out_path: names; "-" for the standard streams; out_path is None where the file was left alone.
+        in_rate, out_rate: Hz. seconds: duration. channels: of both files. frames_in, frames_out: samples per channel.
+        in_subtype, out_subtype: sample formats in libsndfile's names.
+        cutoff_hz: where the known band ends; cutoff_source: "auto" (found), "given", or "rate" (a causal model's assumption).
+        filled: False where the input was full-band already.
         null_db: power of what changed below ``cutoff_hz - 300`` Hz over the power of the input, before quantisation.
         realtime: seconds of audio per second of work, reading and writing included.
         clipped: samples that full scale cut off; peak: largest absolute value before that.
+        amount: share of the generated band. model, model_sha256, device, backend: what filled it.
+        warnings: sentences about the input.
     """
 
     in_path: Path
-    out_path: Path
+    out_path: Path | None
     in_rate: int
     out_rate: int
     channels: int
     seconds: float
+    frames_in: int
+    frames_out: int
+    in_subtype: str
+    out_subtype: str
     cutoff_hz: float
     cutoff_source: str
     filled: bool
@@ -207,9 +432,18 @@ class Report:
     realtime: float
     clipped: int
     peak: float
+    amount: float = 1.0
+    model: str = ""
+    model_sha256: str = ""
+    device: str = "cpu"
+    backend: str = "torch"
+    warnings: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         band = f"{self.cutoff_hz / 1000:.1f} kHz"
+        if self.out_path is None:
+            name = f"{self.in_path} {self.in_rate / 1000:g} kHz  {audio.clock(self.seconds)}"
+            return f"{name}  full-band already ({band}): left alone (--force or --cutoff extends it)"
         null = "−∞" if math.isinf(self.null_db) else f"{self.null_db:.0f}".replace("-", "−")
         known = f"known band kept to {band} (null {null} dB)"
         if not self.filled:
@@ -226,6 +460,48 @@ class Report:
             parts.append(f"clipped {self.clipped} samples (−{excess:.1f} dB would fit)")
         return "  ".join(parts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Enough to make the same file again, as plain values; decibels that are not finite become null."""
+        written = self.out_path is not None
+        return {
+            "schema": 1,
+            "bwe": bwe.__version__,
+            "torch": torch.__version__,
+            "status": "done" if written else "left alone",
+            "model": {"name": self.model, "sha256": self.model_sha256},
+            "input": {
+                "path": str(self.in_path), "sha256": _sha256(self.in_path), "sr": self.in_rate, "channels": self.channels,
+                "frames": self.frames_in, "subtype": self.in_subtype,
+            },
+            "output": {
+                "path": str(self.out_path), "sha256": _sha256(self.out_path), "sr": self.out_rate, "channels": self.channels,
+                "frames": self.frames_out, "subtype": self.out_subtype,
+            } if written else None,
+            "cutoff_hz": self.cutoff_hz,
+            "cutoff_source": self.cutoff_source,
+            "filled": self.filled,
+            "amount": self.amount,
+            "seconds": self.seconds,
+            "rtf": 1 / self.realtime if self.realtime else None,
+            "device": self.device,
+            "backend": self.backend,
+            "dtype": "float32",
+            "seed": 0,
+            "block": _CHUNK_SECONDS,
+            "clipped_out": self.clipped,
+            "peak_dbfs": 20 * math.log10(self.peak) if self.peak > 0 else None,
+            "null_lowband_db": self.null_db if math.isfinite(self.null_db) else None,
+            "warnings": list(self.warnings),
+        }  # fmt: skip
+
+
+def _sha256(path: Path | None) -> str | None:
+    """Of a file that is there; None for a stream."""
+    if path is None or not path.is_file():
+        return None
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
 
 def default_output(in_path: Path, sample_rate: int, channels: int) -> Path:
     """``talk.flac`` → ``talk.bwe.flac`` beside it; ``.wav`` where that format cannot be written at this sample rate."""
@@ -235,74 +511,258 @@ def default_output(in_path: Path, sample_rate: int, channels: int) -> Path:
     return in_path.with_name(f"{in_path.stem}.bwe.wav")
 
 
+@dataclass(frozen=True)
+class _Survey:
+    """What the first pass over a file finds, before anything is written."""
+
+    frames: int
+    cutoff_hz: float
+    alike: bool  # all channels are
+
+
 def extend(
-    in_path: str | os.PathLike[str],
-    out_path: str | os.PathLike[str] | None = None,
+    in_path: str | os.PathLike[str] | BinaryIO,
+    out_path: str | os.PathLike[str] | BinaryIO | None = None,
     model: str | os.PathLike[str] | Extender = DEFAULT_MODEL,
     cutoff: float | None = None,
     overwrite: bool = False,
+    *,
+    sample_rate: int | None = None,
+    amount: float = 1.0,
+    bits: Bits = "keep",
+    salvage: bool = False,
+    nan: Literal["refuse", "zero"] = "refuse",
+    force: bool = False,
+    tags: bool = True,
+    spectrogram: str | os.PathLike[str] | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Report:
-    """Extend an audio file to a new file; returns the `Report` of what was done.
+    """Extend an audio file of any length to a new file, in constant memory; returns the `Report` of what was done.
+
+    The file is read twice: once to check all of it and to find the cut-off, then to extend it. Channels that are all alike
+    stay alike to the last bit.
 
     Args:
-        in_path: a file that `audio.read` takes.
+        in_path: a file that `audio.Reader` takes, or a binary stream (`audio.stdin_source`).
         out_path: where to; its extension says the format. A folder takes the default name, ``<stem>.bwe.<ext>``; None
-            puts that next to the input. 24-bit and float inputs stay so where the format allows.
-        model: a shipped name, a checkpoint folder, or a loaded `Extender`.
-        cutoff: where the known band ends, in Hz; None finds it.
-        overwrite: replace an existing output.
+            puts that next to the input; a binary stream gets a WAV. Bits per sample are kept where the format allows.
+        model: a shipped name, a checkpoint folder, an exported .onnx, or a loaded `Extender`.
+        cutoff: where the known band ends, in Hz; None finds it (a causal model takes the end of the input's band).
+        overwrite: replace existing outputs.
+        sample_rate: of the output, 16000, 24000, 44100 or 48000 Hz; by default the model's.
+        amount: 0 to 1, how much of the generated band is mixed in.
+        bits: "keep", "16", "24" or "32f".
+        salvage: keep the readable part of a damaged input instead of refusing it.
+        nan: "zero" replaces NaN and Inf in the input instead of refusing it.
+        force: extend what is full-band already, too; else no file is written for it (a stream gets it resampled).
+        tags: copy title, artist and so on, and name this software.
+        spectrogram: PNG to write: before, after, difference.
+        progress: called with (seconds done, seconds in all).
 
     Raises AudioError (the input), OutputError (the output; checked before the work), ModelError, ConfigError. The output
     appears complete or not at all.
     """
-    in_path = Path(in_path)
-    started = time.perf_counter()
-    x, info = audio.read(in_path)
-    started_model = time.perf_counter()
     extender = model if isinstance(model, Extender) else load(model)
-    started += time.perf_counter() - started_model
-    target = default_output(in_path, extender.sample_rate, info.channels)
-    if out_path is not None:
-        target = Path(out_path) / target.name if os.path.isdir(out_path) else Path(out_path)
-    audio.check_output(target, overwrite)
-    y, resampled, (cutoff_hz,) = extender._run(torch.from_numpy(x)[None], info.sample_rate, cutoff)
-    null_db = _null_db(y[0], resampled[0], extender.sample_rate, cutoff_hz)
-    samples = y[0].cpu().numpy()
-    subtype = audio.fitting_subtype(target, info.subtype)
-    clipped = audio.write(target, samples, extender.sample_rate, subtype, overwrite)
-    elapsed = time.perf_counter() - started
-    return Report(
-        in_path=in_path,
-        out_path=target,
-        in_rate=info.sample_rate,
-        out_rate=extender.sample_rate,
-        channels=info.channels,
-        seconds=float(Fraction(info.frames, info.sample_rate)),
-        cutoff_hz=cutoff_hz,
-        cutoff_source="auto" if cutoff is None else "given",
-        filled=cutoff is not None or cutoff_hz < FULL_BAND * extender.sample_rate / 2,
-        null_db=null_db,
-        realtime=info.seconds / elapsed,
-        clipped=clipped,
-        peak=float(np.abs(samples).max(initial=0.0)),
-    )
+    started = time.perf_counter()
+    rate = extender.sample_rate
+    out_rate = sample_rate or rate
+    if out_rate not in (*TARGET_RATES, rate):
+        raise ConfigError(f"no output rate {out_rate} Hz; use one of {', '.join(map(str, TARGET_RATES))}")
+    if not 0 <= amount <= 1:
+        raise ConfigError(f"amount must be from 0 to 1, not {amount!r}")
+    if bits not in get_args(Bits):
+        raise ConfigError(f"bits must be one of {', '.join(get_args(Bits))}, not {bits!r}")
+    picture = None if spectrogram is None else _writable_picture(Path(spectrogram), overwrite)
+    with audio.Reader(in_path, salvage=salvage, nan=nan) as reader:
+        info = reader.info
+        target = _target(info, in_path, out_path, out_rate)
+        given = extender._given_cutoff(cutoff, info.sample_rate)
+        tell = _teller(progress, info.seconds)
+        survey = _survey(reader, extender, given is None, tell)
+        hz = given or min(survey.cutoff_hz, info.sample_rate / 2)
+        filled = given is not None or force or not dsp.is_full_band(hz, rate)
+        if filled and given is None:
+            hz = min(hz, _HIGHEST_FORCED * rate / 2)
+        out_info: dict[str, Any] = {"out_path": None, "frames_out": 0, "out_subtype": ""}
+        null_db, clipped, peak = -math.inf, 0, 0.0
+        if filled or not survey.frames or not isinstance(target, Path):
+            if isinstance(target, Path):
+                audio.check_output(target, overwrite)
+                subtype = _SUBTYPES.get(bits) or audio.fitting_subtype(target, info.subtype)
+            else:
+                subtype = _SUBTYPES.get(bits) or ("FLOAT" if info.subtype in ("FLOAT", "DOUBLE") else "PCM_24")
+                if bits == "keep" and info.subtype not in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
+                    subtype = "PCM_16"
+            frames_out = dsp.resampled_length(survey.frames, info.sample_rate, out_rate)
+            channels = 1 if survey.alike else info.channels
+            null = _Null(rate, hz)
+            frames = dsp.resampled_length(survey.frames, info.sample_rate, rate)
+            panels = [pictures.SpectrogramAccumulator(rate, frames) for _ in range(3 if picture else 0)]
+            last = dsp.Resampler(rate, out_rate, channels)
+            named = {**info.tags, "software": f"bwe {bwe.__version__}"} if tags else None
+            with audio.Writer(
+                target, out_rate, info.channels, subtype, frames=frames_out, overwrite=overwrite, tags=named
+            ) as writer:
+                for before, after in _pairs(reader, extender, hz if filled else None, channels, amount, tell):
+                    null.add(before, after)
+                    for panel, x in zip(panels, (before, after, after - before), strict=False):
+                        panel.add(x)
+                    writer.write(_spread(last.push(after), info.channels))
+                writer.write(_spread(last.flush(frames_out), info.channels))
+            if picture is not None:
+                drawn = pictures.comparison(panels[0], panels[1], panels[2], hz if filled else None, info.path.name)
+                runs.write_bytes(picture, drawn)
+            null_db, clipped, peak = null.decibels(), writer.clipped, writer.peak
+            shown = target if isinstance(target, Path) else Path("-")
+            out_info = {"out_path": shown, "frames_out": frames_out, "out_subtype": subtype}
+        elapsed = time.perf_counter() - started
+        return Report(
+            in_path=info.path,
+            in_rate=info.sample_rate,
+            out_rate=out_rate,
+            channels=info.channels,
+            seconds=float(Fraction(survey.frames, info.sample_rate)),
+            frames_in=survey.frames,
+            in_subtype=info.subtype,
+            cutoff_hz=hz,
+            cutoff_source="given" if cutoff is not None else "rate" if given is not None else "auto",
+            filled=filled,
+            null_db=null_db,
+            realtime=survey.frames / info.sample_rate / elapsed,
+            clipped=clipped,
+            peak=peak,
+            amount=amount,
+            model=extender.name,
+            model_sha256=str(extender.meta.get("sha256", "")),
+            device=str(extender.device),
+            backend="torch" if isinstance(extender.generator, nn.Module) else "onnx",
+            warnings=tuple(reader.warnings),
+            **out_info,
+        )
 
 
-def _null_db(y: Tensor, x: Tensor, rate: int, cutoff_hz: float) -> float:
-    """10·log10 of the power of ``y - x`` below ``cutoff_hz - 300`` Hz over that of ``x``; -inf where nothing differs.
+def _target(
+    info: audio.Info,
+    in_path: str | os.PathLike[str] | BinaryIO,
+    out_path: str | os.PathLike[str] | BinaryIO | None,
+    out_rate: int,
+) -> Path | BinaryIO:
+    if out_path is not None and not isinstance(out_path, str | os.PathLike):
+        return out_path
+    if not isinstance(in_path, str | os.PathLike) and (out_path is None or os.path.isdir(out_path)):
+        raise OutputError(f"{info.path}: a stream has no name to derive the output's from; say where to write it")
+    default = default_output(info.path, out_rate, info.channels)
+    if out_path is None:
+        return default
+    return Path(out_path) / default.name if os.path.isdir(out_path) else Path(out_path)
 
-    A minute at a time, each faded at its ends over 0.1 s: cutting a high band off abruptly would itself put power below.
+
+def _writable_picture(path: Path, overwrite: bool) -> Path:
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"{path}: the spectrogram is a PNG; give a name that ends in .png")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    return path
+
+
+def _teller(progress: Callable[[float, float], None] | None, seconds: float) -> Callable[[float, float], None]:
+    """A function of (seconds read, share of the whole work that reading them all is)."""
+    done = 0.0
+
+    def tell(read: float, share: float) -> None:
+        nonlocal done
+        done += read * share
+        if progress is not None:
+            progress(min(done, seconds), seconds)
+
+    return tell
+
+
+_SURVEY_SHARE = 0.1
+
+
+def _survey(reader: audio.Reader, extender: Extender, detect: bool, tell: Callable[[float, float], None]) -> _Survey:
+    info, rate = reader.info, extender.sample_rate
+    resampler, detector = dsp.Resampler(info.sample_rate, rate, info.channels), dsp.CutoffDetector(rate)
+    frames, alike = 0, info.channels > 1
+    for block in reader.blocks():
+        frames += block.shape[-1]
+        alike = alike and bool((block[1:] == block[:1]).all())
+        if detect:
+            detector.add(resampler.push(block))
+        tell(block.shape[-1] / info.sample_rate, _SURVEY_SHARE)
+    if detect and frames:
+        detector.add(resampler.flush())
+    return _Survey(frames, detector.cutoff_hz(), alike)
+
+
+def _pairs(
+    reader: audio.Reader,
+    extender: Extender,
+    cutoff_hz: float | None,
+    channels: int,
+    amount: float,
+    tell: Callable[[float, float], None],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The first ``channels`` of a file at the model's rate, `(C, n)` before and after."""
+    info = reader.info
+    resampler = dsp.Resampler(info.sample_rate, extender.sample_rate, channels)
+    waiting = np.zeros((channels, 0), np.float32)
+
+    def resampled() -> Iterator[np.ndarray]:
+        nonlocal waiting
+        for block in reader.blocks():
+            y = resampler.push(np.ascontiguousarray(block[:channels]))
+            waiting = np.concatenate([waiting, y], axis=-1)
+            yield y
+            tell(block.shape[-1] / info.sample_rate, 1 - _SURVEY_SHARE)
+        y = resampler.flush()
+        waiting = np.concatenate([waiting, y], axis=-1)
+        yield y
+
+    for after in extender._filled(resampled(), channels, cutoff_hz, _CHUNK_SECONDS):
+        before, waiting = waiting[:, : after.shape[-1]], waiting[:, after.shape[-1] :]
+        yield before, after if amount == 1 else before + np.float32(amount) * (after - before)
+
+
+def _spread(x: np.ndarray, channels: int) -> np.ndarray:
+    return x if len(x) == channels else np.broadcast_to(x, (channels, x.shape[-1]))
+
+
+class _Null:
+    """10·log10 of the power of ``after - before`` below ``cutoff_hz - 300`` Hz over that of ``before``.
+
+    Ten seconds at a time, each faded at its ends over 0.1 s: cutting a high band off abruptly would itself put power below.
     """
-    edge = cutoff_hz - _NULL_GUARD_HZ
-    if edge <= 0 or y.numel() == 0:
-        return -math.inf
-    changed, minute, fade = 0.0, 60 * rate, rate // 10
-    for start in range(0, y.shape[-1], minute):
-        difference = y[..., start : start + minute] - x[..., start : start + minute]
-        length = difference.shape[-1]
-        n = torch.arange(length, device=y.device, dtype=torch.float32)
-        ramp = ((torch.minimum(n, length - 1 - n) + 0.5) / fade).clamp(max=1)
-        faded = difference * torch.sin(ramp * math.pi / 2).square()
-        changed += float(dsp.band_limit(faded, rate, edge).double().square().sum())
-    power = float(x.double().square().sum())
-    return 10 * math.log10(changed / power) if changed > 0 and power > 0 else -math.inf
+
+    def __init__(self, rate: int, cutoff_hz: float) -> None:
+        self.rate, self.edge = rate, cutoff_hz - _NULL_GUARD_HZ
+        self._held: list[np.ndarray] = []
+        self._count = 0
+        self._changed = self._power = 0.0
+
+    def add(self, before: np.ndarray, after: np.ndarray) -> None:
+        """`(C, n)` each, the next samples."""
+        self._power += float(np.square(before, dtype=np.float64).sum())
+        if self.edge <= 0:
+            return
+        self._held.append(after - before)
+        self._count += before.shape[-1]
+        if self._count >= _NULL_SECONDS * self.rate:
+            self._settle()
+
+    def _settle(self) -> None:
+        difference = np.concatenate(self._held, axis=-1)
+        self._held, self._count = [], 0
+        n = np.arange(difference.shape[-1])
+        ramp = ((np.minimum(n, n[::-1]) + 0.5) / (self.rate // 10)).clip(max=1)
+        faded = torch.from_numpy(difference * np.sin(ramp * math.pi / 2).astype(np.float32) ** 2)
+        self._changed += float(dsp.band_limit(faded, self.rate, self.edge).double().square().sum())
+
+    def decibels(self) -> float:
+        """The figure for all that was added; -inf where nothing differs."""
+        if self._count:
+            self._settle()
+        return 10 * math.log10(self._changed / self._power) if self._changed > 0 and self._power > 0 else -math.inf

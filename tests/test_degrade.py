@@ -13,7 +13,7 @@ import soundfile as sf
 import torch
 from scipy import signal
 
-from bwe import audio, degrade, dsp
+from bwe import audio, codecs, degrade, dsp
 from bwe.errors import AudioError, ConfigError
 from bwe.evaluate import evaluate
 
@@ -235,7 +235,7 @@ def test_hold_can_be_evaluated_with(voice: Voice, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "rate", "bitrate"), CODED)
-def test_codec_is_aligned_and_ends_where_it_says(voice: Voice, name: audio.Codec, rate: int, bitrate: int) -> None:
+def test_codec_is_aligned_and_ends_where_it_says(voice: Voice, name: codecs.Codec, rate: int, bitrate: int) -> None:
     if name in ("aac", "amr"):
         pytest.importorskip("av")
     x = torch.from_numpy(voice(2 * SR, SR))
@@ -266,12 +266,12 @@ def test_codec_is_aligned_and_ends_where_it_says(voice: Voice, name: audio.Codec
     ("name", "rate", "bitrate"),
     [(name, rate, bitrate) for name, rates in degrade.CODEC_SETTINGS.items() for rate in rates for bitrate in rates[rate]],
 )
-def test_every_codec_setting(voice: Voice, name: audio.Codec, rate: int, bitrate: int) -> None:
+def test_every_codec_setting(voice: Voice, name: codecs.Codec, rate: int, bitrate: int) -> None:
     test_codec_is_aligned_and_ends_where_it_says(voice, name, rate, bitrate)
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("gsm", 3400, 4000), ("ulaw", 3400, 4000), ("amr", 3400, 4000)])
-def test_telephone_codecs_end_where_the_telephone_does(name: audio.Codec, low: float, high: float) -> None:
+def test_telephone_codecs_end_where_the_telephone_does(name: codecs.Codec, low: float, high: float) -> None:
     if name == "amr":
         pytest.importorskip("av")
     rate, bitrates = next(iter(degrade.CODEC_SETTINGS[name].items()))
@@ -294,7 +294,7 @@ def test_codec_refuses_what_it_does_not_know() -> None:
     with pytest.raises(AudioError, match="gsm cannot encode 16000 Hz; resample to one of 8000 Hz"):
         degrade.codec(clips(1), SR, "gsm", 13_000, rate=16_000)
     with pytest.raises(AudioError, match="no codec 'mp4'"):
-        audio.transcode(np.zeros(100, np.float32), 8000, "mp4", 0)  # type: ignore[arg-type]
+        codecs.transcode(np.zeros(100, np.float32), 8000, "mp4", 0)  # type: ignore[arg-type]
 
 
 def test_codec_without_pyav_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,416 @@
+"""What the bytes of an audio file say before anything decodes them: its container, where its samples lie, whether it is whole.
+
+Everything works on an open, seekable binary stream, in constant memory and without audio libraries. No size that a header
+states is believed before it was compared with the size of the file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Literal
+
+Part = bytes | tuple[int, int]
+
+# A header of more chunks than this is an attack or damage; walking it on would take minutes.
+_MAX_CHUNKS = 100_000
+_UNKNOWN_32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Container:
+    """A kind of file: the name its users know, the library that decodes it ("" for none) and FFmpeg's name of its demuxer."""
+
+    name: str
+    library: Literal["soundfile", "pyav", ""] = "soundfile"
+    demuxer: str = ""
+
+    @property
+    def short_magic(self) -> bool:
+        """Whether so few bits tell it that a file which cannot be decoded is rather something else."""
+        return self.name in ("MP3", "AAC", "AC-3")
+
+
+MP3 = Container("MP3")
+OGG = Container("Ogg")
+CHAINED_OGG = Container("chained Ogg", "pyav", "ogg")
+_AAC = Container("AAC", "pyav", "aac")
+_MPEG4 = Container("MPEG-4 (m4a, mp4)", "pyav", "mov")
+_AVI = Container("AVI", "pyav", "avi")
+_WAV = Container("WAV")
+_BY_MAGIC = {
+    b"RIFX": _WAV, b"RF64": Container("RF64"), b"fLaC": Container("FLAC"), b"OggS": OGG, b"FORM": Container("AIFF"),
+    b"caff": Container("CAF"), b".snd": Container("AU"), b"riff": Container("W64"),
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": Container("WMA (ASF)", "pyav", "asf"),
+    b"\x1a\x45\xdf\xa3": Container("Matroska or WebM", "pyav", "matroska"),
+    b"#!AMR": Container("AMR", "pyav", "amr"), b"FLV\x01": Container("FLV", "pyav", "flv"),
+    b"wvpk": Container("WavPack", "pyav", "wv"), b"TTA1": Container("TTA", "pyav", "tta"),
+    b"MAC ": Container("Monkey's Audio", "pyav", "ape"),
+    b"DSD ": Container("DSD", ""), b"FRM8": Container("DSD", ""), b"MThd": Container("MIDI", ""),
+}  # fmt: skip
+
+
+def sniff(stream: BinaryIO) -> Container | None:
+    """The container that the content of ``stream`` begins with, an ID3v2 tag before it left out; None for a stranger."""
+    tag = id3_size(stream)
+    stream.seek(tag)
+    head = stream.read(16)
+    if head[:4] == b"RIFF":
+        kind = head[8:12]
+        return _AVI if kind == b"AVI " else _WAV if b"WAVE".startswith(kind) else None
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
+        return _MPEG4
+    if head[:2] == b"\x0b\x77" and len(head) > 5:
+        return Container("AC-3", "pyav", "eac3" if head[5] >> 3 > 10 else "ac3")
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
+        return _AAC
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
+        return MP3
+    found = next((kind for magic, kind in _BY_MAGIC.items() if head.startswith(magic)), None)
+    if found is None and tag:
+        return MP3
+    return CHAINED_OGG if found is OGG and _is_chained(stream) else found
+
+
+def id3_size(stream: BinaryIO) -> int:
+    """Bytes of the ID3v2 tag that the stream begins with, 0 for none."""
+    stream.seek(0)
+    head = stream.read(10)
+    if head[:3] != b"ID3" or len(head) < 10 or head[3] not in (2, 3, 4):
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+
+
+def excerpt(head: bytes) -> str:
+    """The first line of ``head``, or its first bytes, quoted for a message."""
+    text = head[:16].split(b"\n")[0].decode("latin-1").strip() or head[:16].decode("latin-1")
+    return repr(text) if text.isprintable() else repr(head[:8])
+
+
+class Spliced(io.RawIOBase):
+    """A read-only stream put together from byte strings and ``(start, stop)`` ranges of another stream.
+
+    It has its own position, so that several of them can share the stream below. A failure of that stream reads as its end
+    and is kept in ``error``: a C decoder calls `readinto`, and no exception passes through C.
+    """
+
+    def __init__(self, stream: BinaryIO, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self.error: OSError | ValueError | None = None
+        self._stream = stream
+        self._parts = [part for part in parts if _length(part)]
+        self._starts = [0]
+        for part in self._parts:
+            self._starts.append(self._starts[-1] + _length(part))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._starts[-1]}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")
+        filled = 0
+        try:
+            while filled < len(view) and self._position < self._starts[-1]:
+                data = self._chunk(len(view) - filled)
+                if not data:
+                    break
+                view[filled : filled + len(data)] = data
+                filled += len(data)
+                self._position += len(data)
+        except (OSError, ValueError) as error:
+            self.error = error
+        return filled
+
+    def _chunk(self, count: int) -> bytes:
+        index = bisect_right(self._starts, self._position) - 1
+        part, inside = self._parts[index], self._position - self._starts[index]
+        if isinstance(part, bytes):
+            return part[inside : inside + count]
+        self._stream.seek(part[0] + inside)
+        return self._stream.read(min(count, part[1] - part[0] - inside))
+
+
+def _length(part: Part) -> int:
+    return len(part) if isinstance(part, bytes) else max(0, part[1] - part[0])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples of an uncompressed container are: offset, declared and available bytes.
+
+    ``parts`` makes, with `Spliced`, a file whose header says what is there; it is empty where the header is good enough.
+    """
+
+    offset: int
+    declared: int
+    available: int
+    parts: tuple[Part, ...] = ()
+
+
+def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
+    """Find the sample data of WAV, RF64, AIFF, CAF, W64 and AU; None for other containers and where there is no data.
+
+    A WAV out of a pipe (its data has 0 or 2**32 - 1 bytes, it says) and one that outgrew its 32-bit sizes are whole: they
+    declare what is available.
+    """
+    if kind.name == "AU":
+        return _au_layout(stream, size)
+    if kind.name == "CAF":
+        return _caf_layout(stream, size)
+    if kind.name not in ("WAV", "RF64", "AIFF", "W64"):
+        return None
+    stream.seek(0)
+    magic = stream.read(4)
+    order, code, id_size, position, pad = (">" if magic in (b"FORM", b"RIFX") else "<"), "I", 4, 12, 2
+    if kind.name == "W64":
+        code, id_size, position, pad = "Q", 16, 40, 8
+    header = id_size + struct.calcsize(code)
+    long_size = 0
+    for _ in range(_MAX_CHUNKS):
+        if position + header > size:
+            return None
+        stream.seek(position)
+        chunk = stream.read(header + 16)
+        name, (length,) = chunk[:4], struct.unpack(order + code, chunk[id_size:header])
+        offset = position + header
+        if name == b"ds64" and len(chunk) == header + 16:
+            long_size = struct.unpack("<Q", chunk[-8:])[0]
+        if kind.name == "W64":  # sizes of W64 include the chunk header
+            length = max(length - header, 0)
+        if name in (b"data", b"SSND"):
+            found = Layout(offset, length, size - offset)
+            if kind.name == "RF64" and length == _UNKNOWN_32:
+                return replace(found, declared=long_size)
+            return _wav_layout(stream, found, order, size) if kind.name == "WAV" else found
+        position = offset + length + (-length) % pad
+    return None
+
+
+def _wav_layout(stream: BinaryIO, found: Layout, order: str, size: int) -> Layout:
+    offset, declared, available = found.offset, found.declared, found.available
+    unknown = declared >= 0x7FFF0000 > available or declared == _UNKNOWN_32
+    unfilled = declared == 0 and available > 0 and not _is_chunk(stream, offset, order, size)
+    outgrown = available - declared >= 1 << 32
+    if not (unknown or unfilled or outgrown):
+        return found
+    found = replace(found, declared=available)
+    if unknown and available < 0x7FFF0000:  # libsndfile knows these two sizes
+        return found
+    if available < _UNKNOWN_32 - offset:
+        sizes = struct.pack(order + "I", size - 8), struct.pack(order + "I", available)
+        return replace(found, parts=((0, 4), sizes[0], (8, offset - 4), sizes[1], (offset, size)))
+    if order == ">":  # RF64 has no big-endian form
+        return replace(found, declared=declared)
+    head = b"RF64\xff\xff\xff\xffWAVEds64" + struct.pack("<IQQQI", 28, size + 28, available, 0, 0)
+    return replace(found, parts=(head, (12, offset - 4), b"\xff\xff\xff\xff", (offset, size)))
+
+
+def _is_chunk(stream: BinaryIO, offset: int, order: str, size: int) -> bool:
+    stream.seek(offset)
+    chunk = stream.read(8)
+    if len(chunk) < 8:
+        return False
+    name, length = chunk[:4], struct.unpack(order + "I", chunk[4:])[0]
+    return name.isascii() and name.decode("ascii").isprintable() and offset + 8 + length <= size + 1
+
+
+def _au_layout(stream: BinaryIO, size: int) -> Layout | None:
+    stream.seek(0)
+    head = stream.read(12)
+    if len(head) < 12:
+        return None
+    offset, declared = struct.unpack(">II", head[4:12])
+    return None if declared == _UNKNOWN_32 else Layout(offset, declared, size - offset)
+
+
+def _caf_layout(stream: BinaryIO, size: int) -> Layout | None:
+    position = 8
+    for _ in range(_MAX_CHUNKS):
+        if position + 12 > size:
+            return None
+        stream.seek(position)
+        chunk = stream.read(12)
+        name, length = chunk[:4], struct.unpack(">q", chunk[4:])[0]
+        offset = position + 12
+        if name == b"data":
+            available = size - offset
+            if 0 <= length <= available:
+                return Layout(offset, length, available)
+            # libsndfile opens neither a CAF whose data is cut nor one of unknown length (-1).
+            declared = available if length == -1 else length
+            return Layout(offset, declared, available, ((0, offset - 8), struct.pack(">q", available), (offset, size)))
+        if length < 0:
+            return None
+        position = offset + length
+    return None
+
+
+def fault(stream: BinaryIO, kind: Container | None, size: int) -> str:
+    """What the bytes of a container other than those of `layout` say is missing, in words; "" where nothing is."""
+    if kind in (OGG, CHAINED_OGG):
+        return "" if _ogg_ends(stream, size) else "no end-of-stream page"
+    if kind is None or not kind.demuxer:
+        return ""
+    end = {"mov": _boxes_end, "matroska": _segment_end, "avi": _riff_end, "asf": _asf_end}.get(kind.demuxer)
+    return "the file ends before its data does" if end and end(stream, size) > size else ""
+
+
+def _boxes_end(stream: BinaryIO, size: int) -> int:
+    position = 0
+    for _ in range(_MAX_CHUNKS):
+        if position + 8 > size:
+            break
+        stream.seek(position)
+        box = stream.read(16)
+        length = struct.unpack(">I", box[:4])[0]
+        if length == 1 and len(box) == 16:
+            length = struct.unpack(">Q", box[8:])[0]
+        elif length == 0:
+            return size
+        if length < 8:
+            break
+        position += length
+    return position
+
+
+def _segment_end(stream: BinaryIO, size: int) -> int:
+    position = 0
+    for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        if position > size:
+            break
+        stream.seek(position)
+        element = stream.read(12)
+        if element[:4] != name or len(element) < 5:
+            return 0
+        width = 9 - element[4].bit_length()
+        value = int.from_bytes(element[4 : 4 + width]) & ((1 << 7 * width) - 1)
+        if not element[4] or value == (1 << 7 * width) - 1:  # a size of ones: written live, until the end
+            return 0
+        position += 4 + width + value
+    return position
+
+
+def _riff_end(stream: BinaryIO, size: int) -> int:
+    stream.seek(4)
+    length = int.from_bytes(stream.read(4), "little")
+    return 0 if length >= 0x7FFF0000 else length + 8
+
+
+def _asf_end(stream: BinaryIO, size: int) -> int:
+    position = 0
+    for _ in range(_MAX_CHUNKS):
+        if position + 24 > size:
+            break
+        stream.seek(position)
+        length = int.from_bytes(stream.read(24)[16:], "little")
+        if length < 24:
+            break
+        position += length
+    return position
+
+
+def _ogg_ends(stream: BinaryIO, size: int) -> bool:
+    stream.seek(max(0, size - (1 << 17)))
+    tail = stream.read(1 << 17)
+    page = tail.rfind(b"OggS")
+    if page < 0 or page + 27 > len(tail):
+        return False
+    segments = tail[page + 26]
+    body = sum(tail[page + 27 : page + 27 + segments])
+    return bool(tail[page + 5] & 0x04) and page + 27 + segments + body <= len(tail)
+
+
+def _is_chained(stream: BinaryIO) -> bool:
+    """Whether a second logical stream begins where the first has ended: libsndfile would stop there without a word."""
+    position, inside = id3_size(stream), False
+    while True:
+        stream.seek(position)
+        page = stream.read(27 + 255)
+        if len(page) < 27 or page[:4] != b"OggS":
+            return False
+        begins = bool(page[5] & 0x02)
+        if begins and inside:
+            return True
+        inside = inside or not begins
+        segments = page[26]
+        position += 27 + segments + sum(page[27 : 27 + segments])
+
+
+def mp3_has_length(stream: BinaryIO) -> bool:
+    """Whether the first frame of an MP3 says how many there are."""
+    stream.seek(id3_size(stream))
+    first = stream.read(4096)
+    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def mp3_with_length(stream: BinaryIO, size: int) -> tuple[int, tuple[Part, ...]]:
+    """``(samples per channel, parts)`` of an MPEG layer III stream without a length header.
+
+    ``parts`` makes, with `Spliced`, the same file with one. Without it libsndfile guesses the length from the first frames
+    and reads no further, even where the guess is short. Samples are 0 and ``parts`` empty where no frames are found.
+    """
+    frames = samples = 0
+    position = first = id3_size(stream)
+    header = b""
+    window, base = b"", 0
+    while position + 4 <= size:
+        if position + 4 > base + len(window) or position < base:
+            stream.seek(position)
+            window, base = stream.read(1 << 16), position
+            if len(window) < 4:
+                break
+        inside = position - base
+        length, count = _mp3_frame(window[inside : inside + 4])
+        if not length:
+            sync = window.find(b"\xff", inside + 1)
+            position = base + (sync if sync >= 0 else len(window))
+            continue
+        if not frames:
+            header, first = window[inside : inside + 4], position
+        frames += 1
+        samples += count
+        position += length
+    if not frames:
+        return 0, ()
+    return samples, ((0, first), _xing_frame(header, frames), (first, size))
+
+
+def _mp3_frame(header: bytes) -> tuple[int, int]:
+    """Bytes and samples per channel of an MPEG layer III frame (ISO 11172-3, 2.4.2.3); ``(0, 0)`` where none begins."""
+    _, b1, b2, _ = header
+    version, layer, rate_index, bit_rate_index = (b1 >> 3) & 3, (b1 >> 1) & 3, (b2 >> 2) & 3, b2 >> 4
+    bad = header[0] != 0xFF or b1 & 0xE0 != 0xE0 or version == 1 or layer != 1 or rate_index == 3
+    if bad or bit_rate_index in (0, 15):
+        return 0, 0
+    full = version == 3
+    rate = (44_100, 48_000, 32_000)[rate_index] // {3: 1, 2: 2, 0: 4}[version]
+    table = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320) if full else (
+        8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160
+    )  # fmt: skip
+    bit_rate = table[bit_rate_index - 1] * 1000
+    return (144 if full else 72) * bit_rate // rate + ((b2 >> 1) & 1), 1152 if full else 576
+
+
+def _xing_frame(header: bytes, frames: int) -> bytes:
+    """A silent frame of the same kind as ``header`` that says how many follow."""
+    full, mono = header[1] & 0x08, header[3] >> 6 == 3
+    side = (17 if mono else 32) if full else (9 if mono else 17)
+    start = bytes([0xFF, header[1] | 0x01, header[2] & 0x0C | 0x80, header[3]])
+    length, _ = _mp3_frame(start)
+    body = bytes(side) + b"Xing" + struct.pack(">II", 1, min(frames, _UNKNOWN_32))
+    return (start + body).ljust(length, b"\0")
