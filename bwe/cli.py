@@ -1,6 +1,7 @@
 """The command ``bwe``: results on stdout, words on stderr, one sentence for what goes wrong, and an exit code that is true.
 
-0 all done, 1 an input failed (the others are done), 2 usage or config, 3 model, 4 output, 130 interrupted.
+0 all done, 1 an input failed (the others are done), 2 usage or config, 3 model, 4 output, 5 device or memory, 130
+interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
 import json
 import os
 import signal
@@ -17,12 +19,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bwe import __version__
 from bwe.errors import BweError, ConfigError, OutputError
 
-INTERRUPTED, TERMINATED = 130, 143
+MEMORY, INTERRUPTED, TERMINATED = 5, 130, 143
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,14 +45,65 @@ def _build_parser() -> _Parser:
         return sub
 
     extend = add("extend", _extend, "Extend audio files to the model's sample rate.")
-    extend.add_argument("inputs", nargs="+", metavar="IN", help="audio file (WAV, FLAC, MP3, Ogg, Opus, AIFF, ...)")
+    extend.add_argument("inputs", nargs="*", metavar="IN", help="audio file, a folder with -r, or - for stdin")
     extend.add_argument(
-        "-o", "--output", metavar="OUT", help="output file, or a folder (default: IN's name with .bwe, next to IN)"
+        "-o", "--output", metavar="OUT", help="output file, a folder, or - (default: IN's name with .bwe, next to IN)"
     )
-    extend.add_argument("-m", "--model", default=None, help="shipped name or checkpoint folder (default: speech-48k)")
-    extend.add_argument("--cutoff", type=_cutoff, default=None, metavar="HZ|auto", help="where the known band ends")
-    extend.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    extend.add_argument("--threads", type=_positive, metavar="N", help="CPU threads to use")
+    _model_options(extend)
+    extend.add_argument("-r", "--recursive", action="store_true", help="take folders, and mirror their tree in OUT")
+    extend.add_argument("--manifest", metavar="FILE", help="inputs from JSON lines or CSV: path, output, cutoff")
+    extend.add_argument("--name", default=None, metavar="PATTERN", help="names of outputs (default: {stem}.bwe.{ext})")
+    extend.add_argument("--format", metavar="EXT", help="wav, flac, mp3, ogg or opus (default: that of the input)")
+    extend.add_argument("--sr", type=_positive, metavar="HZ", help="sample rate of the output: 16000, 24000, 44100 or 48000")
+    extend.add_argument("--bits", default="keep", metavar="N", help="keep, 16, 24 or 32f (default: keep)")
+    extend.add_argument("--amount", type=_share, default=1.0, metavar="0..1", help="share of the generated band (default: 1)")
+    extend.add_argument("--force", action="store_true", help="extend also what is full-band already")
+    extend.add_argument("--salvage", action="store_true", help="keep the readable part of damaged inputs")
+    extend.add_argument("--nan", default="refuse", metavar="WHAT", help="refuse, or zero: replace NaN and Inf in the input")
+    extend.add_argument("--no-tags", action="store_true", help="copy no title, artist, ...")
+    extend.add_argument("--spectrogram", metavar="PNG", help="picture of before, after and difference (one input)")
+    extend.add_argument("--report", metavar="FILE", help="JSON lines: what was done, one object per file")
+    existing = extend.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose output is there")
+    extend.add_argument("--fail-fast", action="store_true", help="stop at the first input that fails")
+    extend.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    extend.add_argument("--engine", choices=("local", "ray"), default="local", help="where to work (default: local)")
+    extend.add_argument("--workers", type=_positive, default=2, metavar="N", help="processes of --engine ray (default: 2)")
+
+    stream = add("stream", _stream, "Extend a live signal: raw samples from stdin to stdout, or sound devices.")
+    _model_options(stream, "speech-48k-stream")
+    stream.add_argument("--sr-in", type=_positive, default=16_000, metavar="HZ", help="rate of the input (default: 16000)")
+    stream.add_argument("--raw", choices=("s16le", "f32le"), default="s16le", help="samples of the pipes (default: s16le)")
+    stream.add_argument("--channels", type=_positive, default=1, metavar="N", help="interleaved channels (default: 1)")
+    stream.add_argument("--in-dev", metavar="DEV", help="microphone: number or part of the name")
+    stream.add_argument("--out-dev", metavar="DEV", help="loudspeaker: number or part of the name")
+    stream.add_argument("--devices", action="store_true", help="list the sound devices")
+    stream.add_argument("--latency", action="store_true", help="measure algorithmic latency and speed, and end")
+
+    inspect = add("inspect", _inspect, "Say what is in audio files, and whether they need extending.")
+    inspect.add_argument("inputs", nargs="+", metavar="IN", help="audio file")
+    inspect.add_argument("--json", action="store_true", help="one JSON object per file and line")
+
+    degrade = add("degrade", _degrade, "Make a narrow recording out of a full-band one, to try things.")
+    degrade.add_argument("input", metavar="IN", help="audio file")
+    degrade.add_argument("-o", "--output", metavar="OUT", required=True, help="output file")
+    degrade.add_argument("--to", type=_frequency, metavar="HZ", dest="to_hz", help="cut-off")
+    degrade.add_argument("--filter", default="cheby1", metavar="NAME", help="what removes the band (default: cheby1)")
+    degrade.add_argument("--order", type=_positive, default=8, metavar="N", help="of an IIR filter (default: 8)")
+    degrade.add_argument("--codec", metavar="NAME:RATE", help="such as mp3:64k, opus:12k, gsm")
+    degrade.add_argument("--bone", metavar="SENSOR", help="such as throat")
+    degrade.add_argument("--seed", type=int, default=0, metavar="N")
+    degrade.add_argument("--overwrite", action="store_true", help="replace an existing output")
+
+    export = add("export", _export, "Write a model as ONNX, for onnxruntime.")
+    export.add_argument("model", metavar="MODEL", help="shipped name or checkpoint folder")
+    export.add_argument("-o", "--output", metavar="F.onnx", required=True, help="the file to write")
+    export.add_argument("--streaming", action="store_true", help="block by block, with its state as inputs and outputs")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+    doctor = add("doctor", _doctor, "Check this installation: versions, devices, codecs, models.")
+    doctor.add_argument("--json", action="store_true", help="as a JSON object")
 
     models = add("models", _models, "List the shipped models.")
     models.add_argument("--json", action="store_true", help="as a JSON list")
@@ -86,6 +139,26 @@ def _build_parser() -> _Parser:
     return parser
 
 
+def _model_options(parser: argparse.ArgumentParser, default: str = "speech-48k") -> None:
+    parser.add_argument(
+        "-m", "--model", default=default, help=f"shipped name, checkpoint folder or exported .onnx (default: {default})"
+    )
+    parser.add_argument("--cutoff", type=_cutoff, default=None, metavar="HZ|auto", help="where the known band ends")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, mps or auto (default: cpu)")
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what runs the network (default: torch)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads to use")
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def _frequency(text: str) -> float:
     try:
         value = float(text)
@@ -111,37 +184,139 @@ def _say(text: str) -> None:
 
 
 def _extend(args: argparse.Namespace) -> int:
-    many = len(args.inputs) > 1
-    if args.output is not None and not os.path.isdir(args.output):
-        if args.output.endswith(("/", os.sep)):
-            raise OutputError(f"{args.output}: the folder does not exist; make it first")
-        if many:
-            raise ConfigError(f"{args.output}: with several inputs -o must be an existing folder")
-    names = [Path(name).name for name in args.inputs]
-    twice = next((name for name in names if args.output is not None and names.count(name) > 1), None)
-    if twice:
-        raise ConfigError(f"two inputs are called {twice}: in {args.output} one would replace the other")
-    from bwe import infer
+    from bwe import batch
 
     _use_threads(args.threads)
-    model = infer.load(args.model or infer.DEFAULT_MODEL)
-    failed: list[tuple[str, int]] = []
+    if "-" in args.inputs or args.output == "-":
+        return _extend_pipe(args)
+    if not args.inputs and not args.manifest:
+        raise ConfigError("give at least one input (see `bwe extend --help`)")
+    settings = batch.Settings(
+        model=args.model, device=args.device, backend=args.backend, threads=args.threads, cutoff=args.cutoff,
+        sample_rate=args.sr, amount=args.amount, bits=args.bits, salvage=args.salvage, nan=args.nan, force=args.force,
+        tags=not args.no_tags, spectrogram=args.spectrogram,
+    )  # fmt: skip
+    with _terminable(), contextlib.closing(batch.Bar()) as bar:
+        plan = batch.plan(
+            args.inputs, args.output, sample_rate=settings.output_rate(), recursive=args.recursive,
+            name=args.name or batch.NAME, format=args.format, manifest=args.manifest,
+        )  # fmt: skip
+        many = len(plan.jobs) + len(plan.refused) > 1
+        if args.spectrogram and many:
+            raise ConfigError("--spectrogram is for one input; draw the others one by one")
+
+        def tell(outcome: batch.Outcome) -> None:
+            if outcome.error is not None and args.debug:
+                traceback.print_exception(outcome.error)
+            if outcome.status == "failed":
+                bar.line(f"bwe: error: {outcome}")
+            else:
+                bar.line(str(outcome), sys.stdout)
+
+        engine = batch.run if args.engine == "local" else functools.partial(batch.run_ray, workers=args.workers)
+        summary = engine(
+            plan, settings, overwrite=args.overwrite, skip_existing=args.skip_existing, fail_fast=args.fail_fast,
+            dry_run=args.dry_run, report=args.report, progress=bar if bar.visible else None, tell=tell,
+        )  # fmt: skip
+    if many or args.dry_run:
+        _say(f"bwe: {summary}")
+    return summary.exit_code
+
+
+def _extend_pipe(args: argparse.Namespace) -> int:
+    """One input, of which the source, the output or both are a standard stream; all words go to stderr."""
+    for option in ("recursive", "manifest", "name", "format", "skip_existing", "dry_run", "fail_fast"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option.replace('_', '-')} does not go with - (see `bwe extend --help`)")
+    if len(args.inputs) != 1:
+        raise ConfigError("- stands for one input or output; give exactly one of each")
+    from bwe import audio, infer, runs
+
+    model = infer.load(args.model, args.device, args.backend, args.threads or 1)
+    with _terminable(), contextlib.ExitStack() as stack:
+        source: Any = stack.enter_context(audio.stdin_source()) if args.inputs[0] == "-" else args.inputs[0]
+        target: Any = sys.stdout.buffer if args.output == "-" else args.output
+        report = infer.extend(
+            source, target, model, args.cutoff, args.overwrite, sample_rate=args.sr, amount=args.amount, bits=args.bits,
+            salvage=args.salvage, nan=args.nan, force=args.force, tags=not args.no_tags, spectrogram=args.spectrogram,
+        )  # fmt: skip
+    if args.report:
+        runs.write_text(Path(args.report), json.dumps(report.to_dict()) + "\n")
+    if args.output != "-":
+        print(report, flush=True)
+    elif sys.stderr.isatty():
+        _say(str(report))
+    return 0
+
+
+def _stream(args: argparse.Namespace) -> int:
+    from bwe import infer, live
+
+    if args.devices:
+        print(live.sound_devices())
+        return 0
+    _use_threads(args.threads or 1)
+    model = infer.load(args.model, args.device, args.backend, args.threads or 1)
+    if args.latency:
+        print(live.measure(model, args.sr_in, args.cutoff))
+        return 0
+    with _terminable():
+        if args.in_dev is not None or args.out_dev is not None:
+            source, sink = (int(dev) if dev is not None and dev.isdecimal() else dev for dev in (args.in_dev, args.out_dev))
+            underruns = live.devices(model, args.sr_in, source=source, sink=sink, channels=args.channels, cutoff=args.cutoff)
+            _say(f"bwe: {underruns} underruns")
+            return 0
+        if sys.stdin.isatty() or sys.stdout.isatty():
+            raise ConfigError("raw samples go from a pipe to a pipe: ... | bwe stream --sr-in 16000 --raw s16le | ...")
+        ends = sys.stdin.buffer, sys.stdout.buffer
+        live.pipe(model, *ends, args.sr_in, encoding=args.raw, channels=args.channels, cutoff=args.cutoff)
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from bwe import inspection
+
+    codes = []
     for name in args.inputs:
         try:
-            with _terminable():
-                report = infer.extend(name, args.output, model, args.cutoff, args.overwrite)
-        except Exception as error:
-            if not many:
+            found = inspection.inspect(name)
+        except BweError as error:
+            if len(args.inputs) == 1:
                 raise
             _tell(error, args.debug)
-            failed.append((name, error.exit_code if isinstance(error, BweError) else 1))
+            codes.append(error.exit_code)
         else:
-            print(report, flush=True)
-    if not failed:
-        return 0
-    _say(f"bwe: {len(failed)} of {len(args.inputs)} inputs failed: {', '.join(name for name, _ in failed)}")
-    codes = {code for _, code in failed}
-    return codes.pop() if len(codes) == 1 else 1
+            print(json.dumps(found.to_dict()) if args.json else found, flush=True)
+    return max(codes, default=0)
+
+
+def _degrade(args: argparse.Namespace) -> int:
+    from bwe import inspection
+
+    with _terminable():
+        print(
+            inspection.degrade_file(
+                args.input, args.output, args.to_hz, filter=args.filter, order=args.order, codec=args.codec, bone=args.bone,
+                seed=args.seed, overwrite=args.overwrite,
+            )
+        )  # fmt: skip
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from bwe import export
+
+    with _terminable():
+        print(export.export(args.model, args.output, streaming=args.streaming, overwrite=args.overwrite))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from bwe import inspection
+
+    found = inspection.doctor()
+    print(json.dumps(found.to_dict(), indent=1) if args.json else found)
+    return found.exit_code
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -250,7 +425,7 @@ def _tell(error: BaseException, debug: bool) -> None:
     if isinstance(error, BweError | ImportError):
         _say(f"bwe: error: {error}")
     elif isinstance(error, MemoryError):
-        _say("bwe: error: out of memory; cut the input into shorter files")
+        _say("bwe: error: out of memory; free some, or use fewer --workers")
     else:
         text = str(error).splitlines()[0] if str(error) else "no message"
         _say(f"bwe: error: unexpected {type(error).__name__}: {text}; run again with --debug to see where, and report it")
@@ -265,7 +440,9 @@ def _hint(word: str, commands: Sequence[str]) -> str:
 
 
 def _parse(parser: _Parser, argv: list[str]) -> argparse.Namespace:
-    commands = ("extend", "models", "prepare", "train", "eval", "report")
+    commands = (
+        "extend", "stream", "inspect", "degrade", "models", "prepare", "train", "eval", "report", "export", "doctor",
+    )  # fmt: skip
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise ConfigError(_hint(argv[0], commands))
     args, rest = parser.parse_known_args(argv)
@@ -304,4 +481,4 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         _tell(error, debug)
-        return ConfigError.exit_code if isinstance(error, ImportError) else 1
+        return ConfigError.exit_code if isinstance(error, ImportError) else MEMORY if isinstance(error, MemoryError) else 1

@@ -175,6 +175,12 @@ def passband_end(sr_in: int, sr_out: int) -> float:
     return sr_in / 2 * (_KAISER_ROLLOFF if sr_in < sr_out else 1.0)
 
 
+def is_full_band(cutoff_hz: float, sr: int) -> bool:
+    """Whether what lies between a cut-off and half the sample rate is not worth filling: it is the transition of a converter,
+    or nobody hears it."""
+    return cutoff_hz >= min(0.95 * sr / 2, 20_000.0)
+
+
 def lowpass_sos(
     family: FilterFamily, order: int, cutoff_hz: float, sr: int, ripple_db: float = 0.05, attenuation_db: float = 60.0
 ) -> np.ndarray:

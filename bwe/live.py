@@ -153,7 +153,7 @@ def pipe(
 
     dither = np.random.default_rng(0)
     for y in extender.stream(blocks(), sr, cutoff):
-        samples = audio._quantise(y, 16, dither) >> 16 if encoding == "s16le" else y
+        samples = audio.quantise(y, 16, dither) >> 16 if encoding == "s16le" else y
         sink.write(np.ascontiguousarray(samples.T).astype(kind).tobytes())
         sink.flush()
     return taken / sr

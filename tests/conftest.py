@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,7 +10,8 @@ os.environ["WANDB_MODE"] = "offline"
 # Signals here are short: a second thread gains nothing, and on a busy machine threads that wait for one another cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,22 @@ import torch
 from bwe import generators, hub, infer
 
 ROOT = Path(__file__).resolve().parent.parent
-# Processes that tests start in other folders find the package also where it is not installed.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+NO_NETWORK = Path(__file__).resolve().parent / "no_network"
+# Processes that tests start in other folders find the package also where it is not installed, and reach no network either.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(NO_NETWORK), str(ROOT), os.environ.get("PYTHONPATH")]))
+runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))
 CARD = "# Test model\n\nRandom weights, for tests.\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def network_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing in the whole run may even try to reach another machine; attempts are listed in this file."""
+    log = tmp_path_factory.mktemp("network") / "attempts.txt"
+    log.touch()
+    os.environ["BWE_NETWORK_LOG"] = str(log)
+    yield log
+    attempts = log.read_text(encoding="utf-8")
+    assert not attempts, f"connections were tried:\n{attempts}"
 
 
 @pytest.fixture
@@ -50,6 +65,14 @@ def loud_tiny() -> generators.SEANet:
     with torch.no_grad():
         generator.head.bias.zero_()
     return generator.eval()
+
+
+@pytest.fixture(scope="session")
+def causal_tiny(loud_tiny: generators.SEANet) -> generators.SEANet:
+    """`loud_tiny`, looking only back."""
+    causal = generators.SEANet(dataclasses.replace(loud_tiny.config, causal=True))
+    causal.load_state_dict(loud_tiny.state_dict())
+    return causal.eval()
 
 
 @pytest.fixture(scope="session")

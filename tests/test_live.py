@@ -112,7 +112,7 @@ def test_latency_is_what_is_promised_and_the_impulse_stays_in_place(
     assert 5 < measured.algorithmic_ms <= most_ms
     assert measured.algorithmic_ms == pytest.approx(1000 * causal.latency_seconds(rate), abs=0.1)
     assert 0 < measured.median_ms <= measured.p99_ms
-    assert str(measured).startswith(f"{rate / 1000:g} kHz in: algorithmic latency {measured.algorithmic_ms:.1f} ms; each 10 ms")
+    assert str(measured).startswith(f"{rate / 1000:g} kHz in: algorithmic latency {measured.algorithmic_ms:.1f} ms; each ")
 
 
 def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -133,7 +133,7 @@ def test_pipes_give_what_a_call_gives(folder: Path, causal: infer.Extender, voic
 
 
 def test_16_bit_pipes_are_dithered_and_silence_stays_silent(folder: Path, causal: infer.Extender, voice: Voice) -> None:
-    x = np.rint(np.concatenate([voice(6_000, 16_000)[0], np.zeros(6_000)]) * 16_000).astype("<i2")
+    x = np.rint(np.concatenate([voice(6_000, 16_000)[0], np.zeros(6_000)]) * 3_000).astype("<i2")
     done = run("stream", "-m", folder, "--sr-in", 16_000, stdin=x.tobytes())
     assert done.returncode == 0, done.stderr
     y = np.frombuffer(done.stdout, "<i2")
