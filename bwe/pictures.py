@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ _GROUND, _TEXT, _UNKNOWN = "#16181d", "#c9ced8", "#6b7280"
 
 _N_FFT = 2048
 _PANEL, _GAP, _LEFT, _BAR, _TOP, _BOTTOM = 280, 14, 46, 70, 30, 36  # pixels
+_COLUMNS, _ROWS, _HEADER = 400, 320, 30  # pixels of a panel of `comparison`, and of the line above it
+_TITLE = 100  # characters
 
 
 def ticks(low: float, high: float, most: int = 9) -> np.ndarray:
@@ -79,60 +83,174 @@ def spectrogram_panels(
     Raises:
         ImportError: without matplotlib (`bwe[train]`), which writes the text.
     """
+    length = max(1, *(len(x) for x in signals.values()))
+    levels = {title: _levels(x, length) for title, x in signals.items()}
+    groups = [_Group(levels, LEVEL_DBFS, _LEVEL_COLOURS, "dBFS", 20)]
+    if difference is not None:
+        a, b = difference
+        between = {f"|{a} − {b}|": np.abs(levels[a] - levels[b])}
+        groups.append(_Group(between, DIFFERENCE_DB, _DIFFERENCE_COLOURS, "dB", 10))
+    return _draw(groups, sample_rate, length / sample_rate, cutoff_hz)
+
+
+class _Group(NamedTuple):
+    """Panels `(H, W)`, low frequencies last, by title, that share a colour bar with a label every `step` units."""
+
+    panels: Mapping[str, np.ndarray]
+    scale: tuple[float, float]
+    colours: tuple[str, ...]
+    unit: str
+    step: float
+
+
+def _draw(
+    groups: Sequence[_Group], sample_rate: int, seconds: float, cutoff_hz: float | None, header: tuple[str, str] | None = None
+) -> np.ndarray:
+    """Panels of one size in a row, with axes, colour bars, the line at the cut-off and words at the left and right above."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("spectrograms need the matplotlib package: pip install 'bwe[train]'") from error
 
-    length = max(1, *(len(x) for x in signals.values()))
-    levels = {title: _levels(x, length) for title, x in signals.items()}
-    groups = [(levels, LEVEL_DBFS, _LEVEL_COLOURS, "dBFS", 20)]
-    if difference is not None:
-        a, b = difference
-        between = {f"|{a} − {b}|": np.abs(levels[a] - levels[b])}
-        groups.append((between, DIFFERENCE_DB, _DIFFERENCE_COLOURS, "dB", 10))
-
+    tall, wide = next(iter(groups[0].panels.values())).shape
+    top = _TOP + (_HEADER if header else 0)
     count = sum(len(panels) for panels, *_ in groups)
-    height, width = _TOP + _PANEL + _BOTTOM, _LEFT + count * (_PANEL + _GAP) + len(groups) * (_BAR - _GAP)
+    height, width = top + tall + _BOTTOM, _LEFT + count * (wide + _GAP) + len(groups) * (_BAR - _GAP)
     picture = np.tile(_rgb(_GROUND), (height, width, 1))
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     canvas = FigureCanvasAgg(figure)
-    rows = slice(_TOP, _TOP + _PANEL)
+    rows = slice(top, top + tall)
 
     def text(words: str, x: float, y: float, align: str = "center", size: int = 8) -> None:
         figure.text(x / width, 1 - y / height, words, ha=align, va="center", color=_TEXT, fontsize=size, parse_math=False)
 
     def across(share: float) -> float:
         """Row of a share of the panel's height."""
-        return _TOP + _PANEL * (1 - share)
+        return top + tall * (1 - share)
 
-    nyquist_khz, seconds = sample_rate / 2000, length / sample_rate
+    if header:
+        text(header[0], _LEFT, top - 40, "left", 11)
+        text(header[1], width - _BAR, top - 40, "right", 9)
+    nyquist_khz = sample_rate / 2000
     for khz in ticks(0, nyquist_khz):
         text(f"{khz:g}", _LEFT - 6, across(khz / nyquist_khz), "right")
-    text("kHz", _LEFT - 6, _TOP - 12, "right")
+    text("kHz", _LEFT - 6, top - 12, "right")
+    unit_s, time_unit = (3600, "h") if seconds > 3 * 3600 else (60, "min") if seconds > 3 * 60 else (1, "s")
     left = _LEFT
     for panels, scale, colours, unit, step in groups:
         for title, values in panels.items():
-            picture[rows, left : left + _PANEL] = _coloured(values, scale, colours)
+            picture[rows, left : left + wide] = _coloured(values, scale, colours)
             if cutoff_hz is not None and cutoff_hz < sample_rate / 2:
-                dashes = left + np.flatnonzero(np.arange(_PANEL) % 8 < 5)
+                dashes = left + np.flatnonzero(np.arange(wide) % 8 < 5)
                 picture[round(across(cutoff_hz / 1000 / nyquist_khz)), dashes] = 255
-            text(title, left + _PANEL / 2, _TOP - 14, size=9)
-            for second in ticks(0, seconds):
-                if second < 0.97 * seconds:  # the next panel's 0 stands there
-                    text(f"{second:g}", left + _PANEL * second / seconds, _TOP + _PANEL + 10)
-            text("s", left + _PANEL - 4, _TOP + _PANEL + 10)
-            left += _PANEL + _GAP
-        bar = np.linspace(scale[1], scale[0], _PANEL)[:, None]
+            text(title, left + wide / 2, top - 14, size=9)
+            for tick in ticks(0, seconds / unit_s):
+                share = tick * unit_s / seconds
+                if share < 1 - (0.01 + 0.02 * len(time_unit)):  # the unit and the next panel's 0 stand there
+                    text(f"{tick:g}", left + wide * share, top + tall + 10)
+            text(time_unit, left + wide - 1 - 3 * len(time_unit), top + tall + 10)
+            left += wide + _GAP
+        bar = np.linspace(scale[1], scale[0], tall)[:, None]
         picture[rows, left - 4 : left + 6] = _coloured(bar, scale, colours)
-        text(unit, left - 4, _TOP - 14, "left")
+        text(unit, left - 4, top - 14, "left")
         for value in np.arange(scale[0], scale[1] + 1, step):
             text(f"{value:g}".replace("-", "−"), left + 12, across((value - scale[0]) / (scale[1] - scale[0])), "left")
         left += _BAR - _GAP
     figure.figimage(picture, zorder=-1)
-    canvas.draw()
+    with warnings.catch_warnings():  # a title in a script that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class SpectrogramAccumulator:
+    """The spectrogram of a signal of any length, of fixed size, from its blocks: mean power of each pixel's cell over all
+    channels (2048-point Hann).
+
+    Args:
+        sample_rate: Hz.
+        total_frames: how many samples will come; what exceeds them counts for the last column.
+
+    Raises:
+        ValueError: a sample rate below 1 Hz, or fewer than 0 frames.
+    """
+
+    def __init__(self, sample_rate: int, total_frames: int) -> None:
+        if sample_rate < 1 or total_frames < 0:
+            raise ValueError(f"no spectrogram of {total_frames} frames at {sample_rate} Hz")
+        self.sample_rate, self.total_frames = sample_rate, total_frames
+        self._hop = min(max(total_frames // (2 * _COLUMNS), 64), _N_FFT // 2)
+        self._power = torch.zeros(_COLUMNS, _ROWS, dtype=torch.float64)
+        self._counts = torch.zeros(_COLUMNS, dtype=torch.float64)
+        self._window = torch.hann_window(_N_FFT)
+        self._rest: torch.Tensor | None = None
+        self._frame = 0
+
+    def add(self, block: np.ndarray | torch.Tensor) -> None:
+        """The next samples, float `(C, n)`, full scale ±1, C the same in every block."""
+        x = torch.as_tensor(block).detach().to("cpu", torch.float32)
+        rest = x.new_zeros(len(x), _N_FFT // 2) if self._rest is None else self._rest
+        frames, self._rest = self._take(torch.cat([rest, x], dim=-1), self._power, self._counts)
+        self._frame += frames
+
+    def _take(self, x: torch.Tensor, power: torch.Tensor, counts: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """Adds the whole frames of `(C, n)`; returns their number and the samples that the next frames need."""
+        count = max(0, (x.shape[-1] - _N_FFT) // self._hop + 1)
+        group = 256  # frames at once: bounded memory for a block of any length
+        for first in range(0, count, group):
+            last = min(first + group, count)
+            part = x[:, first * self._hop : (last - 1) * self._hop + _N_FFT].unfold(-1, _N_FFT, self._hop)
+            spectrum = torch.fft.rfft(part * self._window).mul_(4 / _N_FFT)
+            cells = F.adaptive_avg_pool1d((spectrum.real.square() + spectrum.imag.square()).mean(0), _ROWS)
+            middle = (self._frame + torch.arange(first, last)) * self._hop
+            column = (middle * _COLUMNS // max(self.total_frames, 1)).clamp(max=_COLUMNS - 1)
+            power.index_add_(0, column, cells.double())
+            counts.index_add_(0, column, torch.ones(last - first, dtype=torch.float64))
+        return count, x[:, count * self._hop :].clone()
+
+    def levels(self) -> np.ndarray:
+        """`(320, 400)` in dBFS (a full-scale sine reaches 0) of what has come so far, low frequencies last."""
+        power, counts = self._power.clone(), self._counts.clone()
+        if self._rest is not None:
+            self._take(F.pad(self._rest, (0, _N_FFT // 2 + self._hop - 1)), power, counts)
+        filled = np.flatnonzero(counts.numpy())
+        if not len(filled):
+            return np.full((_ROWS, _COLUMNS), LEVEL_DBFS[0])
+        means = (power / counts.clamp(min=1)[:, None]).numpy()
+        # Short signals have fewer frames than columns.
+        nearest = filled[np.abs(np.arange(_COLUMNS)[:, None] - filled).argmin(1)]
+        return 10 * np.log10(np.maximum(means[nearest].T[::-1], 10 ** (LEVEL_DBFS[0] / 10)))
+
+
+def comparison(
+    before: SpectrogramAccumulator,
+    after: SpectrogramAccumulator,
+    difference: SpectrogramAccumulator,
+    cutoff_hz: float | None = None,
+    title: str = "",
+) -> bytes:
+    """A PNG of three spectrograms on one scale from -100 to 0 dBFS: before, after, and of the signal after − before.
+
+    Args:
+        before, after, difference: of signals of one sample rate and length; the last was fed with `after - before`, so
+            that what was kept is black however loud it is.
+        cutoff_hz: where to draw the dashed line above which the band was missing.
+        title: such as the name of the file.
+
+    Raises:
+        ImportError: without matplotlib (`bwe[train]`), which writes the text.
+        ValueError: sample rates or lengths differ.
+    """
+    if len({(a.sample_rate, a.total_frames) for a in (before, after, difference)}) > 1:
+        raise ValueError("before, after and difference must have one sample rate and length")
+    panels = {"before": before.levels(), "after": after.levels(), "|after − before|": difference.levels()}
+    group = _Group(panels, LEVEL_DBFS, _LEVEL_COLOURS, "dBFS", 20)
+    line = "" if cutoff_hz is None else f"dashed: known band ends at {cutoff_hz / 1000:.1f} kHz"
+    seconds = max(before.total_frames, 1) / before.sample_rate
+    title = "".join(c if c.isprintable() else " " for c in title)
+    title = title if len(title) <= _TITLE else title[: _TITLE - 1] + "…"
+    return png(_draw([group], before.sample_rate, seconds, cutoff_hz, (title, line)))
 
 
 def png(rgb: np.ndarray) -> bytes:

@@ -90,3 +90,58 @@ def test_another_reader_reads_the_png() -> None:
     image = pytest.importorskip("PIL.Image")
     rgb = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(image.open(io.BytesIO(pictures.png(rgb)))), rgb)
+
+
+def accumulated(x: np.ndarray, block: int, total: int | None = None) -> pictures.SpectrogramAccumulator:
+    accumulator = pictures.SpectrogramAccumulator(SR, x.shape[1] if total is None else total)
+    for start in range(0, x.shape[1], block):
+        accumulator.add(x[:, start : start + block])
+    return accumulator
+
+
+@pytest.mark.parametrize("frames", [0, 1, 1000, 100_000, 1_200_000])
+def test_accumulated_levels_do_not_depend_on_the_blocks(frames: int) -> None:
+    x = 0.1 * np.random.default_rng(0).standard_normal((2, frames)).astype(np.float32)
+    levels = accumulated(x, 65_536).levels()
+    assert levels.shape == (pictures._ROWS, pictures._COLUMNS)
+    assert np.abs(levels - accumulated(x, 9999).levels()).max() < 1e-3
+
+
+def test_accumulated_tone_and_burst_lie_where_they_are() -> None:
+    x = np.zeros((1, 10 * SR), np.float32)
+    x[0, 5 * SR : 6 * SR] = np.sin(2 * np.pi * 6000 * np.arange(SR) / SR)
+    levels = accumulated(x, 10_000).levels()
+    row, column = np.unravel_index(levels.argmax(), levels.shape)
+    assert abs(row - 0.75 * pictures._ROWS) <= 1
+    assert 0.5 <= column / pictures._COLUMNS < 0.6
+    # A row is 3.2 bins high, and a Hann window spreads a tone over 1.5, here over two rows.
+    assert -6 < levels.max() < 0
+    assert levels[:, : round(0.49 * pictures._COLUMNS)].max() == pictures.LEVEL_DBFS[0]
+
+
+def test_comparison_is_black_where_the_band_was_kept(voice: Callable[..., np.ndarray]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    x = voice(2 * SR, SR, 2)
+    added = 0.05 * np.sin(2 * np.pi * 18_000 * np.arange(2 * SR) / SR).astype(np.float32)[None].repeat(2, 0)
+    panels = [accumulated(s, 65_536) for s in (x, x + added, added)]
+    rgb = np.asarray(image.open(io.BytesIO(pictures.comparison(*panels, 12_000.0, "a $file$.wav")))).astype(int)
+    top = pictures._TOP + pictures._HEADER
+    left = pictures._LEFT + 2 * (pictures._COLUMNS + pictures._GAP)
+    third = lightness(rgb[top : top + pictures._ROWS, left : left + pictures._COLUMNS])
+    line = pictures._ROWS // 2
+    assert third[line + 1 :, 20:-20].max() < 4  # at its ends the tone is switched, in all bands
+    assert third[:line].max() > 60
+    assert (third[line, :5] > 99).all()
+
+
+def test_comparison_refuses_what_does_not_compare() -> None:
+    a, b = pictures.SpectrogramAccumulator(SR, 100), pictures.SpectrogramAccumulator(SR, 200)
+    with pytest.raises(ValueError, match="one sample rate and length"):
+        pictures.comparison(a, b, a)
+
+
+@pytest.mark.parametrize("title", ["長い名前.wav", "$x^{.wav", "a\nb\0c.wav", 300 * "w"])
+def test_any_file_name_can_be_a_title(title: str, recwarn: pytest.WarningsRecorder) -> None:
+    hours = pictures.SpectrogramAccumulator(SR, 4 * 3600 * SR)
+    assert pictures.comparison(hours, hours, hours, 8000.0, title).startswith(b"\x89PNG")
+    assert not len(recwarn)
