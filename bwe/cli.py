@@ -190,7 +190,7 @@ def _extend(args: argparse.Namespace) -> int:
     if "-" in args.inputs or args.output == "-":
         return _extend_pipe(args)
     if not args.inputs and not args.manifest:
-        raise ConfigError("give at least one input (see `bwe extend --help`)")
+        raise ConfigError("the following arguments are required: IN, or --manifest (see `bwe extend --help`)")
     settings = batch.Settings(
         model=args.model, device=args.device, backend=args.backend, threads=args.threads, cutoff=args.cutoff,
         sample_rate=args.sr, amount=args.amount, bits=args.bits, salvage=args.salvage, nan=args.nan, force=args.force,
@@ -219,7 +219,8 @@ def _extend(args: argparse.Namespace) -> int:
             dry_run=args.dry_run, report=args.report, progress=bar if bar.visible else None, tell=tell,
         )  # fmt: skip
     if many or args.dry_run:
-        _say(f"bwe: {summary}")
+        for line in str(summary).splitlines():
+            _say(f"bwe: {line}")
     return summary.exit_code
 
 
