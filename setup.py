@@ -14,9 +14,15 @@ EXTRAS = {
     "train": ["wandb>=0.18", "tensorboard>=2.16", "matplotlib>=3.8", "tqdm>=4.60"],
     "eval": ["pesq>=0.0.4", "pystoi>=0.4", "soxr>=0.5"],
     "formats": ["av>=14"],
-    "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.13", "av>=14"],
-}
-EXTRAS["all"] = [requirement for extra in ("train", "eval", "formats", "dev") for requirement in EXTRAS[extra]]
+    "onnx": ["onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5"],
+    "stream": ["sounddevice>=0.5"],
+    "ray": ["ray[data]>=2.40"],
+    "dev": [
+        "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "av>=14", "onnxruntime>=1.20",
+        "onnx>=1.17", "onnxscript>=0.5",
+    ],
+}  # fmt: skip
+EXTRAS["all"] = [requirement for extra in sorted(EXTRAS) for requirement in EXTRAS[extra]]
 
 # pretrained/ lies beside the package in the repository and inside it, as bwe/pretrained, in the wheel. A folder without
 # a card is no model that ships.

@@ -127,3 +127,52 @@ def test_splice_highpass_equals_direct_convolution(length: int) -> None:
     taps = dsp.splice_highpass(impulse, SR, cutoff)[..., half : 3 * half + 1]
     direct = torch.nn.functional.conv1d(x, taps.flip(-1), padding=half)
     assert torch.allclose(dsp.splice_highpass(x, SR, cutoff), direct, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("sr_in", "sr_out"),
+    [(16_000, 48_000), (8_000, 48_000), (11_025, 48_000), (44_100, 48_000), (48_000, 44_100), (96_000, 48_000), (384_000, 48_000),
+     (48_001, 48_000), (7_999, 48_000), (48_000, 48_000)],
+)  # fmt: skip
+def test_resampler_in_blocks_is_resample(sr_in: int, sr_out: int) -> None:
+    rng = np.random.default_rng(sr_in)
+    x = 0.1 * rng.standard_normal((2, 7_001)).astype(np.float32)
+    whole = dsp.resample(torch.from_numpy(x), sr_in, sr_out).numpy()
+    for sizes in ([1, 37, 500], [0, 3_000], [7_001]):
+        resampler, parts, start, number = dsp.Resampler(sr_in, sr_out, 2), [], 0, 0
+        while start < x.shape[-1]:
+            size = sizes[number % len(sizes)]
+            parts.append(resampler.push(x[:, start : start + size]))
+            start, number = start + size, number + 1
+        joined = np.concatenate([*parts, resampler.flush()], axis=-1)
+        assert joined.shape == whole.shape
+        assert np.abs(joined - whole).max() < 1e-6
+
+
+def test_resampler_waits_for_its_lookahead_and_no_longer() -> None:
+    resampler = dsp.Resampler(8_000, 48_000, 1)
+    given = 0
+    for taken in range(1, 400):
+        given += resampler.push(np.zeros((1, 1), np.float32)).shape[-1]
+        wait = taken / 8_000 - given / 48_000
+        assert wait <= resampler.lookahead + 1e-9 or taken / 8_000 <= resampler.lookahead
+    assert resampler.flush(given + 5).shape == (1, 5)
+
+
+def test_interpolated_kernel_is_the_polyphase_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 4_000)
+    exact = dsp.resample(x, 44_100, 48_000)
+    monkeypatch.setattr(dsp, "_MAX_POLYPHASE", 0)
+    assert 20 * torch.log10((dsp.resample(x, 44_100, 48_000) - exact).abs().max() / x.abs().max()) < -90
+
+
+def test_cutoff_detector_in_blocks_is_detect_cutoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dsp, "_MOST_FRAMES", 60)  # three minutes would do the same
+    x = dsp.band_limit(0.1 * torch.randn(2, 48_000 * 4), 48_000, 6_500.0)
+    whole = dsp.detect_cutoff(x, 48_000)
+    assert whole == pytest.approx(6_500, rel=0.02)
+    for size in (333, 5_000, 100_000):
+        detector = dsp.CutoffDetector(48_000)
+        for start in range(0, x.shape[-1], size):
+            detector.add(x[:, start : start + size])
+        assert detector.cutoff_hz() == whole

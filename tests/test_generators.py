@@ -205,3 +205,91 @@ def test_a_warm_start_copies_and_keeps_the_memory_format() -> None:
     elsewhere = generators.SEANet(generators.SIZES["tiny"]).to("meta")
     elsewhere.warm_start(source, "init=x")  # a copy between devices
     assert all(p.device.type == "meta" for p in elsewhere.parameters())
+
+
+def causal(**changes: object) -> generators.SEANet:
+    torch.manual_seed(0)
+    model = generators.SEANet(dataclasses.replace(generators.SIZES["tiny"], causal=True, **changes)).eval()
+    with torch.no_grad():
+        model.head.bias.zero_()
+    return model
+
+
+def test_a_causal_generator_looks_no_further_ahead_than_its_latency() -> None:
+    model, x = causal(), speechlike(2 * SR)
+    cutoff = torch.tensor([5000.0])
+    with torch.no_grad():
+        y = model(x, cutoff)
+        for first in (30_000, 30_123, 30_383, 30_384, 40_001):
+            changed = x.clone()
+            changed[..., first:] += 0.1
+            different = (model(changed, cutoff) != y).nonzero()[0, -1].item()
+            assert first - model.latency <= different <= first
+    assert model.latency == model.delay + model.hop - 1 == 551
+
+
+def test_a_causal_receptive_field_covers_what_the_output_depends_on() -> None:
+    model = causal()
+    reach = model.receptive_field
+    x = (0.1 * torch.randn(1, 1, -(-2 * reach // model.hop + 4) * model.hop)).requires_grad_()
+    centre = x.shape[-1] - model.hop
+    model(x, torch.tensor([4000.0]))[0, 0, centre].backward()
+    touched = x.grad[0, 0].nonzero()[:, 0]  # type: ignore[index]
+    assert centre - reach <= touched.min()
+    assert touched.max() <= centre + model.latency
+
+
+@pytest.mark.parametrize("passthrough", [True, False])
+def test_a_stream_in_blocks_is_the_whole_signal(passthrough: bool) -> None:
+    model, x = causal(passthrough=passthrough), torch.cat([speechlike(SR), 0.3 * speechlike(SR).flip(-1)])
+    cutoff = torch.tensor([3000.0, 9000.0])
+    with torch.no_grad():
+        whole = model(x, cutoff)
+        told, held, blocks = model.tell(cutoff), [], []
+        padded = torch.nn.functional.pad(x, (0, 3 * model.hop))
+        start = 0
+        for count in (1, 2, 1, 7, 40, 3, 100):
+            past = dsp.Past(held)
+            blocks.append(model.advance(padded[..., start : start + count * model.hop], told, past))
+            held, start = past.kept, start + count * model.hop
+    joined = torch.cat(blocks, dim=-1)[..., model.delay :]
+    compared = min(joined.shape[-1], SR)
+    assert torch.allclose(joined[..., :compared], whole[..., :compared], atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("cutoff", [1500.0, 4000.0, 7581.0, 16_000.0])
+def test_the_causal_splice_keeps_the_known_band(cutoff: float) -> None:
+    """What is added to the input below the cut-off is at least 60 dB down, for the loudest generated band."""
+    model = causal()
+    x = dsp.band_limit(torch.randn(1, 1, SR), SR, cutoff)
+    with torch.no_grad():
+        difference = model(x, torch.tensor([cutoff])) - x
+    below = dsp.band_limit(difference * torch.hann_window(SR), SR, cutoff - 300)
+    assert 10 * torch.log10(below.square().sum() / x.square().sum()) < -60
+
+
+def test_a_causal_generator_is_silent_where_the_input_is() -> None:
+    model, x = causal(), speechlike(SR)
+    x[..., SR // 2 :] = 0
+    with torch.no_grad():
+        y = model(x, torch.tensor([5000.0]))
+    assert y[..., SR * 3 // 4 :].abs().max() < 1e-5
+
+
+def test_weights_pass_between_causal_and_centred_generators() -> None:
+    model = causal()
+    with torch.no_grad():
+        model.head.parametrizations.weight.original0[:5] = 0  # type: ignore[union-attr]
+    centred = tiny()
+    centred.warm_start(layers.fold_weight_norm(model), "init=x")
+    assert torch.allclose(centred.head.weight, model.head.weight)
+    assert torch.isfinite(centred.head.weight).all()
+
+
+def test_small_blocks_take_the_same_convolution() -> None:
+    for kernel, dilation, stride in ((3, 1, 1), (3, 9, 1), (8, 1, 4), (1, 1, 1)):
+        conv = layers.conv(6, 10, kernel, dilation, stride)
+        few = torch.randn(2, 6, 1, 16).contiguous(memory_format=torch.channels_last)
+        many = torch.cat([few, torch.randn(2, 6, 1, 160)], dim=-1).contiguous(memory_format=torch.channels_last)
+        y = conv(few, dsp.Past())
+        assert torch.allclose(y, conv(many, dsp.Past())[..., : y.shape[-1]], atol=1e-5)
