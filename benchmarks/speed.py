@@ -2,32 +2,42 @@
 
     python benchmarks/speed.py                    # the shipped speech-48k
     python benchmarks/speed.py --size B           # an untrained generator of that size
-    python benchmarks/speed.py --threads 2 --json speed.json
+    python benchmarks/speed.py --threads 1 2 --json speed.json
 
-Absolute times belong to the machine; the ratios carry over. All in eager PyTorch, float32, random or trained weights alike.
+Absolute times belong to the machine; the ratios carry over, within one runtime. Random or trained weights alike. Beside eager
+PyTorch the same networks run in onnxruntime (extra `onnx`) and, where it is installed, in OpenVINO; an inverse STFT cannot be
+exported, so there the two references are what lies between STFT and inverse STFT alone, which favours them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
+import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bwe import generators, infer
+from bwe import audio, export, generators, infer
 from bwe.errors import BweError
 
 RATE = 48_000
+TALK = Path(__file__).resolve().parent.parent / "examples" / "talk_48k.flac"
 
 
 class ConvNeXtBlock(nn.Module):
@@ -62,13 +72,18 @@ class VocosLike(nn.Module):
         self.blocks = nn.Sequential(*(ConvNeXtBlock(512, 1536) for _ in range(8)))
         self.head = nn.Linear(512, 2050)
 
+    def spectrum(self, x: Tensor) -> Tensor:
+        return torch.stft(x, 2048, 512, window=self.window, return_complex=True)
+
     def forward(self, x: Tensor) -> Tensor:
-        power = torch.stft(x, 2048, 512, window=self.window, return_complex=True).abs()
+        spectrum = torch.polar(*self.between(self.spectrum(x).abs()))
+        return torch.istft(spectrum, 2048, 512, window=self.window, length=x.shape[-1])
+
+    def between(self, power: Tensor) -> tuple[Tensor, Tensor]:
         h = self.embed((self.mel @ power).clamp_min(1e-7).log())
         h = self.blocks(self.norm_in(h.transpose(1, 2)).transpose(1, 2))
         log_magnitude, phase = self.head(self.norm_out(h.transpose(1, 2))).transpose(1, 2).chunk(2, dim=1)
-        spectrum = torch.polar(log_magnitude.exp().clamp_max(100), phase)
-        return torch.istft(spectrum, 2048, 512, window=self.window, length=x.shape[-1])
+        return log_magnitude.exp().clamp_max(100), phase
 
 
 class APBWELike(nn.Module):
@@ -89,20 +104,30 @@ class APBWELike(nn.Module):
         self.phase_blocks = nn.ModuleList(ConvNeXtBlock(512, 1536) for _ in range(8))
         self.to_magnitude, self.to_real, self.to_imag = (nn.Linear(512, 513) for _ in range(3))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"n_fft": 1024, "hop_length": 80, "win_length": 320, "window": self.window}
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        return torch.stft(x, **self.settings, return_complex=True)
+
     def forward(self, x: Tensor) -> Tensor:
-        settings: dict[str, Any] = {"n_fft": 1024, "hop_length": 80, "win_length": 320, "window": self.window}
-        spectrum = torch.stft(x, **settings, return_complex=True)
-        log_magnitude = spectrum.abs().clamp_min(1e-5).log()
+        spectrum = self.spectrum(x)
+        polar = torch.polar(*self.between(spectrum.abs(), spectrum.angle()))
+        return torch.istft(polar, **self.settings, length=x.shape[-1])
+
+    def between(self, magnitude: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+        log_magnitude = magnitude.clamp_min(1e-5).log()
         m, p = (
             norm(embed(v).transpose(1, 2)).transpose(1, 2)
-            for norm, embed, v in zip(self.norm_in, self.embed, (log_magnitude, spectrum.angle()), strict=True)
+            for norm, embed, v in zip(self.norm_in, self.embed, (log_magnitude, angle), strict=True)
         )
         for magnitude_block, phase_block in zip(self.magnitude_blocks, self.phase_blocks, strict=True):
             m, p = magnitude_block(m + p), phase_block(p + m)
         m, p = (norm(v.transpose(1, 2)) for norm, v in zip(self.norm_out, (m, p), strict=True))
-        magnitude = (log_magnitude + self.to_magnitude(m).transpose(1, 2)).exp().clamp_max(100)
+        grown = (log_magnitude + self.to_magnitude(m).transpose(1, 2)).exp().clamp_max(100)
         phase = torch.atan2(self.to_imag(p), self.to_real(p)).transpose(1, 2)
-        return torch.istft(torch.polar(magnitude, phase), **settings, length=x.shape[-1])
+        return grown, phase
 
 
 def cpu_name() -> str:
@@ -129,9 +154,110 @@ def untrained(size: str) -> infer.Extender:
     return infer.Extender(generator, {}, "")
 
 
-def measure(extender: infer.Extender, name: str, seconds: float, block: float, repeats: int) -> list[dict[str, Any]]:
-    """One row for each thing timed. The timings take turns, so that a change of load meets all of them."""
-    torch.manual_seed(0)
+class Between(nn.Module):
+    """A reference without STFT and inverse STFT."""
+
+    def __init__(self, network: VocosLike | APBWELike) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.between(*spectrum)
+
+
+@dataclass
+class Timed:
+    """Something to time: under which label, in which runtime, on how many threads, over how many seconds of audio."""
+
+    label: str
+    runtime: str
+    threads: int
+    module: nn.Module
+    seconds: float
+    call: Callable[[], object]
+
+
+def onnx_file(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> Path:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, inputs, path, dynamo=True, external_data=False, verbose=False)
+    return path
+
+
+def onnxruntime_call(path: Path, inputs: tuple[Tensor, ...], threads: int) -> Callable[[], object]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    feeds = {node.name: x.numpy() for node, x in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, feeds)
+
+
+def openvino_call(path: Path, feeds: dict[str, np.ndarray], threads: int) -> Callable[[], object]:
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda: model(feeds)
+
+
+def in_other_runtimes(
+    extender: infer.Extender, name: str, seconds: float, block: float, threads: list[int], folder: Path
+) -> list[Timed]:
+    """The networks, and the whole call, in onnxruntime and OpenVINO."""
+    generator, rate = extender.generator, extender.sample_rate
+    x = 0.1 * torch.randn(1, 1, round(block * rate) // generator.hop * generator.hop)
+    cutoff = np.array([8000.0 if rate > 16_000 else 4000.0], np.float32)
+    file = (0.1 * torch.randn(round(seconds * rate / 3))).numpy()
+    exact = export.export(generator, folder / "exact.onnx").path
+    talk, info = audio.read(TALK)
+    clips = [talk[0, start : start + info.sample_rate] for start in range(0, talk.shape[-1], info.sample_rate)]
+    eight = export.export(generator, folder / "int8.onnx", int8=clips).path
+    vocos, apbwe = VocosLike().eval(), APBWELike().eval()
+    reference = 0.1 * torch.randn(1, round(block * RATE))
+    spectra = apbwe.spectrum(reference)
+    references: list[tuple[str, nn.Module, tuple[Tensor, ...]]] = [
+        ("Vocos-like 14 M without STFTs", Between(vocos), (vocos.spectrum(reference).abs(),)),
+        ("AP-BWE-like 30 M without STFTs", Between(apbwe), (spectra.abs(), spectra.angle())),
+    ]
+    files = [onnx_file(module, inputs, folder / f"{i}.onnx") for i, (_, module, inputs) in enumerate(references)]
+    timed = []
+    for count in threads:
+        for path, runtime in ((exact, "onnxruntime"), (eight, "onnxruntime int8")):
+            runner = export.OnnxGenerator(path, threads=count)
+            whole = infer.Extender(runner, runner.meta)
+
+            def network(runner: export.OnnxGenerator = runner) -> object:
+                return runner(x.numpy(), cutoff)
+
+            def call(whole: infer.Extender = whole) -> object:
+                return whole(file, sr=rate // 3)
+
+            timed.append(Timed(f"{name}, network", runtime, count, generator, x.shape[-1] / rate, network))
+            timed.append(Timed(f"{name}, whole call", runtime, count, generator, seconds, call))
+        for path, (label, module, inputs) in zip(files, references, strict=True):
+            call_reference = onnxruntime_call(path, inputs, count)
+            timed.append(Timed(label, "onnxruntime", count, module, block, call_reference))
+        if importlib.util.find_spec("openvino"):
+            feeds = {"x": x.numpy(), "cutoff_hz": cutoff, "samples": np.array([x.shape[-1]])}
+            timed.append(
+                Timed(
+                    f"{name}, network",
+                    "OpenVINO bf16",
+                    count,
+                    generator,
+                    x.shape[-1] / rate,
+                    openvino_call(exact, feeds, count),
+                )
+            )
+            for path, (label, module, inputs) in zip(files, references, strict=True):
+                numbered = dict(enumerate(i.numpy() for i in inputs))
+                timed.append(Timed(label, "OpenVINO bf16", count, module, block, openvino_call(path, numbered, count)))
+    return timed
+
+
+def in_torch(extender: infer.Extender, name: str, seconds: float, block: float, threads: list[int]) -> list[Timed]:
     generator, rate = extender.generator, extender.sample_rate
     x = 0.1 * torch.randn(1, 1, round(block * rate))
     cutoff = torch.tensor([8000.0 if rate > 16_000 else 4000.0])
@@ -144,29 +270,54 @@ def measure(extender: infer.Extender, name: str, seconds: float, block: float, r
         ("Vocos-like 14 M", vocos, block, lambda: vocos(reference)),
         ("AP-BWE-like 30 M", apbwe, block, lambda: apbwe(reference)),
     ]
+    return [
+        Timed(label, "eager float32", count, module, length, call)
+        for count in threads
+        for label, module, length, call in timed
+    ]
+
+
+def measure(timed: list[Timed], repeats: int) -> list[dict[str, Any]]:
+    """One row for each thing timed. The timings take turns, so that a change of load meets all of them."""
     spent: list[list[float]] = [[] for _ in timed]
     with torch.inference_mode():
         for turn in range(repeats + 2):  # the first two warm up
-            for times, (_, _, _, call) in zip(spent, timed, strict=True):
+            for times, item in zip(spent, timed, strict=True):
+                torch.set_num_threads(item.threads)
                 started = time.perf_counter()
-                call()
+                item.call()
                 if turn >= 2:
                     times.append(time.perf_counter() - started)
+    macs = {item.label: gmac(item.call, item.seconds) for item in timed if item.runtime == "eager float32"}
     rows: list[dict[str, Any]] = []
-    for times, (label, module, length, call) in zip(spent, timed, strict=True):
+    for times, item in zip(spent, timed, strict=True):
         median = statistics.median(times)
         rows.append(
             {
-                "what": label,
-                "parameters": sum(p.numel() for p in module.parameters()),
-                "gmac_per_second": gmac(call, length),
-                "audio_seconds": length,
+                "what": item.label,
+                "runtime": item.runtime,
+                "threads": item.threads,
+                "parameters": sum(p.numel() for p in item.module.parameters()),
+                "gmac_per_second": macs[item.label.removesuffix(" without STFTs")],
+                "audio_seconds": item.seconds,
                 "median_s": median,
                 "fastest_s": min(times),
-                "realtime": length / median,
+                "realtime": item.seconds / median,
             }
         )
     return rows
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """How many times as fast the model is as the references, of the rows of one runtime."""
+    speed = {row["what"]: float(row["realtime"]) for row in rows}
+    found = {}
+    for part, own in ((what.rsplit(", ", 1)[1].split()[0], what) for what in speed if "-like" not in what):
+        for short, reference in (("vocos", "Vocos-like"), ("apbwe", "AP-BWE-like")):
+            other = next((value for what, value in speed.items() if what.startswith(reference)), None)
+            if other is not None:
+                found[f"{part}_over_{short}"] = speed[own] / other
+    return found
 
 
 def main() -> int:
@@ -174,42 +325,54 @@ def main() -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", default=infer.DEFAULT_MODEL, help="shipped name or checkpoint folder (default: %(default)s)")
     which.add_argument("--size", choices=sorted(generators.SIZES), help="an untrained generator of this size instead")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="CPU threads, one or more numbers (default: 1)")
     parser.add_argument("--seconds", type=float, default=10.0, help="audio of the whole call (default: 10)")
     parser.add_argument("--block", type=float, default=4.0, help="audio of the networks alone (default: 4)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, after two to warm up (default: 5)")
+    parser.add_argument("--torch-only", action="store_true", help="leave the other runtimes out")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file too")
     args = parser.parse_args()
-    if args.threads < 1 or args.repeats < 1 or args.seconds <= 0 or args.block <= 0:
+    if min(args.threads) < 1 or args.repeats < 1 or args.seconds <= 0 or args.block <= 0:
         parser.error("threads, repeats, seconds and block must be positive")
-    torch.set_num_threads(args.threads)
-    try:
-        extender = untrained(args.size) if args.size else infer.load(args.model)
-    except BweError as error:
-        print(f"speed: error: {error}", file=sys.stderr)
-        return error.exit_code
+    torch.manual_seed(0)
     name = f"size {args.size}" if args.size else str(args.model)
-    rows = measure(extender, name, args.seconds, args.block, args.repeats)
-    machine = {"cpu": cpu_name(), "threads": args.threads, "torch": torch.__version__, "runtime": "eager float32"}
-    print(f"{machine['cpu']}, {args.threads} thread{'s' * (args.threads > 1)}, torch {torch.__version__}, eager float32")
-    print(f"{'':<28}{'parameters':>12}{'GMAC/s':>9}{'audio s':>9}{'median s':>10}{'× real time':>13}")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            extender = untrained(args.size) if args.size else infer.load(args.model)
+            timed = in_torch(extender, name, args.seconds, args.block, args.threads)
+            if not args.torch_only:
+                timed += in_other_runtimes(extender, name, args.seconds, args.block, args.threads, Path(folder))
+        except (BweError, ImportError) as error:
+            print(f"speed: error: {error}", file=sys.stderr)
+            return error.exit_code if isinstance(error, BweError) else 1
+        rows = measure(timed, args.repeats)
+    threads = args.threads[0] if len(args.threads) == 1 else args.threads
+    machine = {"cpu": cpu_name(), "threads": threads, "torch": torch.__version__, "load": os.getloadavg()[0]}
+    machine["runtime"] = rows[0]["runtime"]
+    counts = " and ".join(map(str, args.threads))
+    plural = "" if args.threads == [1] else "s"
+    print(f"{machine['cpu']}, {counts} thread{plural}, torch {torch.__version__}, load {machine['load']:.1f}")
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
-        print(
-            f"{row['what']:<28}{row['parameters'] / 1e6:>10.2f} M{row['gmac_per_second']:>9.2f}"
-            f"{row['audio_seconds']:>9g}{row['median_s']:>10.4f}{row['realtime']:>13.1f}"
-        )
-    network, whole, vocos, apbwe = (float(row["realtime"]) for row in rows)
-    ratios = {
-        "network_over_vocos": network / vocos,
-        "network_over_apbwe": network / apbwe,
-        "whole_over_vocos": whole / vocos,
-        "whole_over_apbwe": whole / apbwe,
-    }
-    for label, what in (("network alone", "network"), ("whole call", "whole")):
-        over_vocos, over_apbwe = ratios[f"{what}_over_vocos"], ratios[f"{what}_over_apbwe"]
-        print(f"{label}: {over_vocos:.1f} × the Vocos-like, {over_apbwe:.1f} × the AP-BWE-like")
+        groups.setdefault((row["threads"], row["runtime"]), []).append(row)
+    table: list[dict[str, Any]] = []
+    for (count, runtime), group in groups.items():
+        print(f"\n{f'{runtime}, {count} thread' + 's' * (count > 1):<34}", end="")
+        print(f"{'parameters':>12}{'GMAC/s':>9}{'audio s':>9}{'median s':>10}{'× real time':>13}")
+        for row in group:
+            print(
+                f"{row['what']:<34}{row['parameters'] / 1e6:>10.2f} M{row['gmac_per_second']:>9.2f}"
+                f"{row['audio_seconds']:>9g}{row['median_s']:>10.4f}{row['realtime']:>13.1f}"
+            )
+        found = ratios(group)
+        table.append({"runtime": runtime, "threads": count, **found})
+        for label, what in (("network alone", "network"), ("whole call", "whole")):
+            if f"{what}_over_vocos" in found:
+                over_vocos, over_apbwe = found[f"{what}_over_vocos"], found[f"{what}_over_apbwe"]
+                print(f"{label}: {over_vocos:.1f} × the Vocos-like, {over_apbwe:.1f} × the AP-BWE-like")
     if args.json:
-        Path(args.json).write_text(json.dumps({**machine, "rows": rows, "ratios": ratios}, indent=1) + "\n", encoding="utf-8")
+        tree = {**machine, "rows": rows, "ratios": ratios(rows[:4]), "ratios_by_runtime": table}
+        Path(args.json).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -180,7 +181,12 @@ def _positive(text: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(_printable(text), file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    """One line that a terminal shows as it is: names of files may hold newlines and escape sequences."""
+    return "".join(c if unicodedata.category(c) not in ("Cc", "Zl", "Zp") else repr(c)[1:-1] for c in text)
 
 
 def _extend(args: argparse.Namespace) -> int:
@@ -208,10 +214,12 @@ def _extend(args: argparse.Namespace) -> int:
         def tell(outcome: batch.Outcome) -> None:
             if outcome.error is not None and args.debug:
                 traceback.print_exception(outcome.error)
+            for warning in outcome.row.get("warnings", ()):
+                bar.line(_printable(f"bwe: warning: {warning}"))
             if outcome.status == "failed":
-                bar.line(f"bwe: error: {outcome}")
+                bar.line(_printable(f"bwe: error: {outcome}"))
             else:
-                bar.line(str(outcome), sys.stdout)
+                bar.line(_printable(str(outcome)), sys.stdout)
 
         engine = batch.run if args.engine == "local" else functools.partial(batch.run_ray, workers=args.workers)
         summary = engine(
@@ -243,8 +251,10 @@ def _extend_pipe(args: argparse.Namespace) -> int:
         )  # fmt: skip
     if args.report:
         runs.write_text(Path(args.report), json.dumps(report.to_dict()) + "\n")
+    for warning in report.warnings:
+        _say(f"bwe: warning: {warning}")
     if args.output != "-":
-        print(report, flush=True)
+        print(_printable(str(report)), flush=True)
     elif sys.stderr.isatty():
         _say(str(report))
     return 0

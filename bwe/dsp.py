@@ -485,6 +485,7 @@ _OCTAVE_DROP_BELOW_HZ = 11000  # higher up natural spectra fall as fast as gentl
 _SHARP_DROP_ABOVE_HZ = 7000  # lower down a formant or a harmonic is as sharp
 _LOWEST_CUTOFF_HZ = 1500
 _MOST_FRAMES = 1000
+_LOUDEST = 1e30  # of a power: more is no audio, and would overflow
 _DYNAMIC_RANGE_DB = 90.0  # below the loudest band; deeper levels are dither and rounding
 
 
@@ -522,7 +523,7 @@ class CutoffDetector:
     def _power(self, frames: Tensor) -> Tensor:
         """`(C, n, T)` -> `(n, F)`, of the loudest channel in each bin."""
         spectrum = torch.fft.rfft(frames * torch.hann_window(frames.shape[-1]), self.n_fft)
-        return (spectrum.real.square() + spectrum.imag.square()).amax(0)
+        return (spectrum.real.square() + spectrum.imag.square()).amax(0).nan_to_num(_LOUDEST, _LOUDEST).clamp(max=_LOUDEST)
 
     def cutoff_hz(self) -> float:
         """What `detect_cutoff` says of all that was added."""

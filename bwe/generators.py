@@ -76,6 +76,11 @@ class Config:
     causal: bool = False
 
     def __post_init__(self) -> None:
+        lists = (self.channels, self.strides, self.kernels, self.dilations, self.encoder_dilations, *self.kernels)
+        if any(len(values) > 16 for values in lists) or not self.dilations:
+            raise ValueError("a SEANet is limited to 16 entries in each of its lists, and needs a dilation")
+        if not all(1 <= d <= 4096 for d in (*self.dilations, *self.encoder_dilations)) or self.level_frames < 8:
+            raise ValueError("a SEANet needs dilations from 1 to 4096 and level_frames of at least 8")
         if len(self.channels) != len(self.strides) + 1 or len(self.kernels) != len(self.strides):
             raise ValueError("a SEANet needs one more entry in channels than in strides, and as many kernels as strides")
         if not all(1 <= c <= 4096 for c in self.channels) or not 1 <= self.bands <= 256 or not 0 <= self.blocks <= 64:
@@ -116,7 +121,7 @@ class _CutoffEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", 2.0 ** torch.arange(6) * math.pi, persistent=False)
+        self.register_buffer("frequencies", torch.tensor([math.pi * 2.0**k for k in range(6)]), persistent=False)
         self.frequencies: Tensor
         self.net = nn.Sequential(nn.Linear(12, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 

@@ -83,7 +83,7 @@ def _build(cls: type, values: Any, where: str, prefix: str) -> Any:
         return cls(**built)
     except BweError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(f"{where}: {prefix}{error}") from None
 
 

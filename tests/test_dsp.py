@@ -131,8 +131,8 @@ def test_splice_highpass_equals_direct_convolution(length: int) -> None:
 
 @pytest.mark.parametrize(
     ("sr_in", "sr_out"),
-    [(16_000, 48_000), (8_000, 48_000), (11_025, 48_000), (44_100, 48_000), (48_000, 44_100), (96_000, 48_000), (384_000, 48_000),
-     (48_001, 48_000), (7_999, 48_000), (48_000, 48_000)],
+    [(16_000, 48_000), (8_000, 48_000), (11_025, 48_000), (44_100, 48_000), (48_000, 44_100), (96_000, 48_000),
+     (384_000, 48_000), (48_001, 48_000), (7_999, 48_000), (48_000, 48_000)],
 )  # fmt: skip
 def test_resampler_in_blocks_is_resample(sr_in: int, sr_out: int) -> None:
     rng = np.random.default_rng(sr_in)
