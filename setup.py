@@ -16,7 +16,7 @@ EXTRAS = {
     "formats": ["av>=14"],
     "onnx": ["onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5"],
     "stream": ["sounddevice>=0.5"],
-    "ray": ["ray[data]>=2.40"],
+    "ray": ["ray[data]>=2.60,<2.64"],
     "dev": [
         "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "av>=14", "onnxruntime>=1.20",
         "onnx>=1.17", "onnxscript>=0.5",
