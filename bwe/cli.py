@@ -51,7 +51,9 @@ def _build_parser() -> _Parser:
         "-o", "--output", metavar="OUT", help="output file, a folder, or - (default: IN's name with .bwe, next to IN)"
     )
     _model_options(extend)
-    extend.add_argument("-r", "--recursive", action="store_true", help="take folders, and mirror their tree in OUT (hidden files and *.bwe.* are left out)")
+    extend.add_argument(
+        "-r", "--recursive", action="store_true", help="take folders (but for hidden files and *.bwe.*), mirror them in OUT"
+    )
     extend.add_argument("--manifest", metavar="FILE", help="inputs from JSON lines or CSV: path, output, cutoff")
     extend.add_argument("--name", default=None, metavar="PATTERN", help="names of outputs (default: {stem}.bwe.{ext})")
     extend.add_argument("--format", metavar="EXT", help="wav, flac, mp3, ogg or opus (default: that of the input)")

@@ -54,8 +54,15 @@ class Runner(Protocol):
     def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray) -> np.ndarray:
         """`(B, 1, T)`, `(B,)` -> `(B, 1, T)`."""
 
-    def stream(self, cutoff_hz: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """A function that takes the next `(B, 1, n * hop)` of a stream to the same, `delay` samples late."""
+    def stream(self, cutoff_hz: np.ndarray) -> Stream:
+        """Of a causal network, from silence on."""
+
+
+class Stream(Protocol):
+    """A network on its way through signals."""
+
+    def advance(self, x: np.ndarray) -> np.ndarray:
+        """The next `(B, 1, n * hop)` -> the same, `delay` samples late."""
 
 
 class _Torch:
@@ -79,20 +86,23 @@ class _Torch:
             y = self.generator(torch.from_numpy(x).to(self.device), torch.from_numpy(cutoff_hz).to(self.device))
         return y.cpu().numpy()
 
-    def stream(self, cutoff_hz: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        held: list[Tensor] = []
+    def stream(self, cutoff_hz: np.ndarray) -> Stream:
+        return _TorchStream(self, cutoff_hz)
+
+
+class _TorchStream:
+    def __init__(self, runner: _Torch, cutoff_hz: np.ndarray) -> None:
+        self._runner = runner
+        self._held: list[Tensor] = []
         with torch.inference_mode():
-            told = self.generator.tell(torch.from_numpy(cutoff_hz).to(self.device))
+            self._told = runner.generator.tell(torch.from_numpy(cutoff_hz).to(runner.device))
 
-        def advance(x: np.ndarray) -> np.ndarray:
-            nonlocal held
-            with torch.inference_mode():
-                past = dsp.Past(held)
-                y = self.generator.advance(torch.from_numpy(x).to(self.device), told, past)
-                held = past.kept
-            return y.cpu().numpy()
-
-        return advance
+    def advance(self, x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            past = dsp.Past(self._held)
+            y = self._runner.generator.advance(torch.from_numpy(x).to(self._runner.device), self._told, past)
+            self._held = past.kept
+        return y.cpu().numpy()
 
 
 class Extender:
@@ -297,7 +307,7 @@ class Extender:
         """As a stream: what fills whole hops goes through the network, the rest waits."""
         hop, delay = self._runner.hop, self._runner.delay
         chunk = self._chunk(len(edges), chunk_seconds or _CHUNK_SECONDS) or hop
-        advance = self._runner.stream(edges)
+        stream = self._runner.stream(edges)
         held, taken, given, late = np.zeros((len(edges), 0), np.float32), 0, 0, delay
         for block in _and_end(blocks):
             if block is None:
@@ -308,7 +318,7 @@ class Extender:
                 held = np.concatenate([held, block], axis=-1) if held.shape[-1] else block
             whole = held.shape[-1] // hop * hop
             for start in range(0, whole, chunk):
-                y = advance(np.ascontiguousarray(held[:, None, start : min(whole, start + chunk)]))[:, 0]
+                y = stream.advance(np.ascontiguousarray(held[:, None, start : min(whole, start + chunk)]))[:, 0]
                 y, late = y[:, late:], max(0, late - y.shape[-1])
                 if block is None:
                     y = y[:, : taken - given]
