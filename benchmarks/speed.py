@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import statistics
@@ -178,6 +179,7 @@ class Timed:
 
 
 def onnx_file(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> Path:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         torch.onnx.export(module, inputs, path, dynamo=True, external_data=False, verbose=False)
@@ -189,6 +191,7 @@ def onnxruntime_call(path: Path, inputs: tuple[Tensor, ...], threads: int) -> Ca
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     feeds = {node.name: x.numpy() for node, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feeds)

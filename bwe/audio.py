@@ -157,6 +157,7 @@ class Reader:
             raise ConfigError(f"nan must be 'refuse' or 'zero', not {nan!r}")
         self.warnings: list[str] = []
         self._salvage, self._nan = salvage, nan
+        self._noisy = True  # what the file will turn out to hold is not known before it is open
         self._owned = contextlib.ExitStack()
         self._stream: BinaryIO | None = None
         if isinstance(source, str | os.PathLike):
@@ -196,11 +197,17 @@ class Reader:
             fault = containers.fault(stream, self._kind, self._size)
             layout = containers.layout(stream, self._kind, self._size) if self._kind else None
             self._parts = layout.parts if layout else ()
+            self._wrapped_mp3 = layout is not None and layout.mp3
             spliced = 0
-            if self._kind is containers.MP3 and not containers.mp3_has_length(stream):
+            if layout and layout.mp3:
+                spliced, self._parts = containers.unwrapped_mp3(stream, layout)
+            elif self._kind is containers.MP3 and not containers.mp3_has_length(stream):
                 spliced, self._parts = containers.mp3_with_length(stream, self._size)
+            elif self._uses_pyav:  # the seek of a plain file raises where a damaged one sends it
+                self._parts = ((0, self._size),)
         self._spliced_mp3 = spliced > 0
         header = self._open_decoder()
+        self._noisy = header.subtype.startswith(("MPEG", "ALAC"))
         if not MIN_RATE <= header.sample_rate <= MAX_RATE:
             raise AudioError(
                 f"{self._path}: sample rate {header.sample_rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz; check its header"
@@ -208,9 +215,7 @@ class Reader:
         if header.tracks > 1:
             self.warnings.append(f"{self._path}: holds {header.tracks} audio tracks; the first was read")
         self._tolerance = self._shortage_allowed(header)
-        self.info = Info(
-            self._path, header.sample_rate, header.channels, 0, header.format, header.subtype, header.tags
-        )
+        self.info = Info(self._path, header.sample_rate, header.channels, 0, header.format, header.subtype, header.tags)
         self._measure(header, layout, fault)
 
     def _measure(self, header: _Header, layout: containers.Layout | None, fault: str) -> None:
@@ -250,7 +255,7 @@ class Reader:
     def _shortage_allowed(self, header: _Header) -> int:
         """Frames that may be missing without damage: containers of PyAV round durations, a cut MP3 lacks what its first frames
         refer to."""
-        if self._uses_pyav:
+        if self._uses_pyav and self._kind is not containers.OGG_FLAC:
             return round(0.25 * header.sample_rate)
         return 4 * 1152 if self._spliced_mp3 else 0
 
@@ -287,8 +292,13 @@ class Reader:
             try:
                 if self._uses_pyav:
                     return _pyav_header(self._path, cast(Container, self._kind), media)
-                with _quiet_decoder(self._noisy), _sndfile(media) as file:
-                    return _sndfile_header(file)
+                header = self._sndfile_header(media)
+                # libsndfile takes any bytes that begin with eleven ones for an MP3.
+                if (header.format == "MP3") != (self._wrapped_mp3 or self._kind is containers.MP3):
+                    raise _DamageError("no MPEG frames")
+                if self._wrapped_mp3:
+                    header = replace(header, format="WAV", tags=self._tags_around(stream))
+                return header
             except _DamageError as error:
                 kind = self._kind
                 if kind is None or (kind.short_magic and not self._start.startswith(b"ID3")):
@@ -298,12 +308,19 @@ class Reader:
                     f"{self._path}: damaged or truncated {kind.name} file ({error}); get the file again"
                 ) from None
 
+    def _tags_around(self, stream: BinaryIO) -> dict[str, str]:
+        """The tags of a WAV whose samples are an MP3."""
+        try:
+            return self._sndfile_header(cast(BinaryIO, Spliced(stream, [(0, self._size)]))).tags
+        except _DamageError:
+            return {}
+
+    def _sndfile_header(self, media: BinaryIO) -> _Header:
+        with _quiet_decoder(self._noisy), _sndfile(media) as file:
+            return _sndfile_header(file)
+
     def _media(self, stream: BinaryIO) -> BinaryIO:
         return cast(BinaryIO, Spliced(stream, self._parts)) if self._parts else stream
-
-    @property
-    def _noisy(self) -> bool:
-        return self._kind in (None, containers.MP3)
 
     def _decode(self) -> Iterator[np.ndarray]:
         """Pieces float32 ``(n, C)`` of one pass; _DamageError where the decoder cannot go on."""
@@ -559,7 +576,7 @@ def _pyav_header(path: Path, kind: Container, media: BinaryIO) -> _Header:
 
 def _pyav_seconds(container: Any, stream: Any, kind: Container) -> float | None:
     """Duration in s that the container declares for a stream; None where FFmpeg could only guess."""
-    if kind.demuxer in ("aac", "ac3", "eac3", "amr", "ogg"):
+    if kind.demuxer in ("aac", "ac3", "eac3", "amr") or kind is containers.CHAINED_OGG:
         return None
     if stream.duration and stream.time_base:
         return max(0.0, float(stream.duration * stream.time_base))
@@ -586,12 +603,19 @@ def _pyav_pieces(kind: Container, media: BinaryIO, rate: int, channels: int) -> 
     with _pyav(kind, media) as container:
         if not container.streams.audio:
             raise _DamageError("its audio track is gone")
-        frames = container.decode(container.streams.audio[0])
+        stream, done = container.streams.audio[0], 0
+        if stream.codec_context.name == "flac":  # its frames carry checksums, which FFmpeg otherwise ignores
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        frames = container.decode(stream)
         while True:
             try:
                 frame = next(frames, None)
                 if frame is None:
                     return
+                # FFmpeg leaves out damaged Ogg pages without a word.
+                if kind is containers.OGG_FLAC and frame.pts is not None and frame.pts > done:
+                    raise _DamageError("a page is missing or damaged")
+                done += frame.samples
                 same = (frame.sample_rate, frame.layout.nb_channels) == (rate, channels)
                 piece = _frame_samples(frame, channels) if same else None
             except (av.error.FFmpegError, *_HOSTILE) as error:
@@ -630,7 +654,7 @@ def nonfinite_name(value: float) -> str:
 
 @contextlib.contextmanager
 def _quiet_decoder(needed: bool) -> Iterator[None]:
-    """Keep what mpg123, inside libsndfile, prints from C on file descriptor 2 away from the user."""
+    """Keep what mpg123 and the ALAC decoder, inside libsndfile, print from C on file descriptor 2 away from the user."""
     if not needed:
         yield
         return
@@ -702,16 +726,19 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Raise OutputError, before any work is done, where `write` to ``path`` could only fail."""
     path = Path(path)
     output_format(path)
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; give a file name")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: exists and is not a regular file; choose another name")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: the folder {path.parent} is not writable")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; give a file name")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: exists and is not a regular file; choose another name")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+        if not os.access(path.parent, os.W_OK):
+            raise OutputError(f"{path}: the folder {path.parent} is not writable")
+    except OSError as error:  # a name that is too long, a loop of links
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
 
 
 class Writer:
@@ -830,9 +857,7 @@ class Writer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if kind is None:
                 self._finish()

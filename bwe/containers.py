@@ -11,13 +11,23 @@ import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
 
 Part = bytes | tuple[int, int]
 
 # A header of more chunks than this is an attack or damage; walking it on would take minutes.
 _MAX_CHUNKS = 100_000
 _UNKNOWN_32 = 0xFFFFFFFF
+_MP3_IN_WAV = 0x0055
+
+_BIT_RATES = {  # kbit/s by (MPEG-1, layer): ISO 11172-3, 2.4.2.3, and ISO 13818-3, 2.4.2.3
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Container:
 MP3 = Container("MP3")
 OGG = Container("Ogg")
 CHAINED_OGG = Container("chained Ogg", "pyav", "ogg")
+OGG_FLAC = Container("Ogg FLAC", "pyav", "ogg")  # the libFLAC inside libsndfile is built without Ogg
 _AAC = Container("AAC", "pyav", "aac")
 _MPEG4 = Container("MPEG-4 (m4a, mp4)", "pyav", "mov")
 _AVI = Container("AVI", "pyav", "avi")
@@ -67,12 +78,14 @@ def sniff(stream: BinaryIO) -> Container | None:
         return Container("AC-3", "pyav", "eac3" if head[5] >> 3 > 10 else "ac3")
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return _AAC
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
+    if _begins_mpeg_audio(stream, tag):
         return MP3
     found = next((kind for magic, kind in _BY_MAGIC.items() if head.startswith(magic)), None)
     if found is None and tag:
         return MP3
-    return CHAINED_OGG if found is OGG and _is_chained(stream) else found
+    if found is OGG:
+        return CHAINED_OGG if _is_chained(stream) else OGG_FLAC if _holds_flac(stream) else OGG
+    return found
 
 
 def id3_size(stream: BinaryIO) -> int:
@@ -93,8 +106,9 @@ def excerpt(head: bytes) -> str:
 class Spliced(io.RawIOBase):
     """A read-only stream put together from byte strings and ``(start, stop)`` ranges of another stream.
 
-    It has its own position, so that several of them can share the stream below. A failure of that stream reads as its end
-    and is kept in ``error``: a C decoder calls `readinto`, and no exception passes through C.
+    It has its own position, so that several of them can share the stream below. C decoders call `readinto` and `seek`, and
+    no exception passes through C: a failure of the stream below reads as its end and is kept in ``error``, and `seek` takes
+    any offset that a damaged file may ask for.
     """
 
     def __init__(self, stream: BinaryIO, parts: Sequence[Part]) -> None:
@@ -117,7 +131,7 @@ class Spliced(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._starts[-1]}[whence]
+        base = {io.SEEK_CUR: self._position, io.SEEK_END: self._starts[-1]}.get(whence, 0)
         self._position = max(0, base + offset)
         return self._position
 
@@ -154,12 +168,14 @@ class Layout:
     """Where the samples of an uncompressed container are: offset, declared and available bytes.
 
     ``parts`` makes, with `Spliced`, a file whose header says what is there; it is empty where the header is good enough.
+    ``mp3`` tells that the samples of a WAV are an MP3 (format tag 0x0055).
     """
 
     offset: int
     declared: int
     available: int
     parts: tuple[Part, ...] = ()
+    mp3: bool = False
 
 
 def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
@@ -180,7 +196,7 @@ def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
     if kind.name == "W64":
         code, id_size, position, pad = "Q", 16, 40, 8
     header = id_size + struct.calcsize(code)
-    long_size = 0
+    long_size, mp3 = 0, False
     for _ in range(_MAX_CHUNKS):
         if position + header > size:
             return None
@@ -190,10 +206,12 @@ def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
         offset = position + header
         if name == b"ds64" and len(chunk) == header + 16:
             long_size = struct.unpack("<Q", chunk[-8:])[0]
+        if name == b"fmt " and kind.name == "WAV":
+            mp3 = struct.unpack(order + "H", chunk[header : header + 2].ljust(2, b"\0"))[0] == _MP3_IN_WAV
         if kind.name == "W64":  # sizes of W64 include the chunk header
             length = max(length - header, 0)
         if name in (b"data", b"SSND"):
-            found = Layout(offset, length, size - offset)
+            found = Layout(offset, length, size - offset, mp3=mp3)
             if kind.name == "RF64" and length == _UNKNOWN_32:
                 return replace(found, declared=long_size)
             return _wav_layout(stream, found, order, size) if kind.name == "WAV" else found
@@ -262,7 +280,7 @@ def _caf_layout(stream: BinaryIO, size: int) -> Layout | None:
 
 def fault(stream: BinaryIO, kind: Container | None, size: int) -> str:
     """What the bytes of a container other than those of `layout` say is missing, in words; "" where nothing is."""
-    if kind in (OGG, CHAINED_OGG):
+    if kind in (OGG, CHAINED_OGG, OGG_FLAC):
         return "" if _ogg_ends(stream, size) else "no end-of-stream page"
     if kind is None or not kind.demuxer:
         return ""
@@ -351,6 +369,32 @@ def _is_chained(stream: BinaryIO) -> bool:
         position += 27 + segments + sum(page[27 : 27 + segments])
 
 
+def _holds_flac(stream: BinaryIO) -> bool:
+    stream.seek(id3_size(stream))
+    page = stream.read(27 + 255 + 5)
+    return len(page) > 26 and page[27 + page[26] :].startswith(b"\x7fFLAC")
+
+
+def _begins_mpeg_audio(stream: BinaryIO, start: int) -> bool:
+    """Whether there is an MPEG audio frame at ``start``, and another like it where that or a later frame ends.
+
+    A frame begins with so few fixed bits that one alone is found in any noise; it is enough only where the file ends in it.
+    A later pair is enough because the second frame may be damaged.
+    """
+    stream.seek(start)
+    window = stream.read(1 << 16)
+    kind, length, _ = _mpeg_frame(window[:4])
+    if not length or len(window) < length + 4:
+        return length > 0
+    at = 0
+    while at >= 0:
+        found, length, _ = _mpeg_frame(window[at : at + 4])
+        if length and found == kind == _mpeg_frame(window[at + length : at + length + 4])[0]:
+            return True
+        at = window.find(b"\xff", at + 1)
+    return False
+
+
 def mp3_has_length(stream: BinaryIO) -> bool:
     """Whether the first frame of an MP3 says how many there are."""
     stream.seek(id3_size(stream))
@@ -390,20 +434,39 @@ def mp3_with_length(stream: BinaryIO, size: int) -> tuple[int, tuple[Part, ...]]
     return samples, ((0, first), _xing_frame(header, frames), (first, size))
 
 
+def unwrapped_mp3(stream: BinaryIO, found: Layout) -> tuple[int, tuple[Part, ...]]:
+    """What `mp3_with_length` says of the MP3 inside a WAV; samples are 0 where it has a length of its own."""
+    start, size = found.offset, min(found.declared, found.available)
+    mp3 = cast(BinaryIO, Spliced(stream, [(start, start + size)]))
+    samples, parts = (0, ()) if mp3_has_length(mp3) else mp3_with_length(mp3, size)
+    shifted = [part if isinstance(part, bytes) else (start + part[0], start + part[1]) for part in parts]
+    return samples, tuple(shifted) or ((start, start + size),)
+
+
 def _mp3_frame(header: bytes) -> tuple[int, int]:
-    """Bytes and samples per channel of an MPEG layer III frame (ISO 11172-3, 2.4.2.3); ``(0, 0)`` where none begins."""
+    """Bytes and samples per channel of an MPEG layer III frame; ``(0, 0)`` where none begins."""
+    kind, length, samples = _mpeg_frame(header)
+    return (length, samples) if kind[1] == 3 else (0, 0)
+
+
+def _mpeg_frame(header: bytes) -> tuple[tuple[int, int, int], int, int]:
+    """``((version, layer, sample rate in Hz), bytes, samples per channel)`` of an MPEG audio frame (ISO 11172-3, 2.4.2.3).
+
+    All are 0 where no frame begins, and for the free format, whose frames do not say how long they are.
+    """
+    none = (0, 0, 0), 0, 0
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
+        return none
     _, b1, b2, _ = header
-    version, layer, rate_index, bit_rate_index = (b1 >> 3) & 3, (b1 >> 1) & 3, (b2 >> 2) & 3, b2 >> 4
-    bad = header[0] != 0xFF or b1 & 0xE0 != 0xE0 or version == 1 or layer != 1 or rate_index == 3
-    if bad or bit_rate_index in (0, 15):
-        return 0, 0
+    version, layer, bit_rate_index, rate_index = (b1 >> 3) & 3, 4 - ((b1 >> 1) & 3), b2 >> 4, (b2 >> 2) & 3
+    if version == 1 or layer == 4 or bit_rate_index in (0, 15) or rate_index == 3:
+        return none
     full = version == 3
     rate = (44_100, 48_000, 32_000)[rate_index] // {3: 1, 2: 2, 0: 4}[version]
-    table = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320) if full else (
-        8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160
-    )  # fmt: skip
-    bit_rate = table[bit_rate_index - 1] * 1000
-    return (144 if full else 72) * bit_rate // rate + ((b2 >> 1) & 1), 1152 if full else 576
+    bit_rate = _BIT_RATES[full, layer][bit_rate_index - 1] * 1000
+    samples = 384 if layer == 1 else 576 if layer == 3 and not full else 1152
+    slot = 4 if layer == 1 else 1
+    return (version, layer, rate), (samples // 8 // slot * bit_rate // rate + ((b2 >> 1) & 1)) * slot, samples
 
 
 def _xing_frame(header: bytes, frames: int) -> bytes:

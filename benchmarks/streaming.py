@@ -1,0 +1,211 @@
+"""What a causal model costs and waits for, live: time per block on one CPU thread, back to back and paced, and its latency.
+
+    python benchmarks/streaming.py                       # the shipped speech-48k-stream
+    python benchmarks/streaming.py --size S              # an untrained causal generator of that size
+    python benchmarks/streaming.py --seconds 60 --json streaming.json
+
+Blocks of 10 ms, as a sound card gives them (the network runs once a hop: one or two hops a block), and blocks of one hop. Back
+to back everything stays in the processor's caches; paced, one block is computed when it would come in and the processor sleeps
+until the next: promise from these figures. Beside PyTorch the model runs in onnxruntime (extra `onnx`), in float32 and int8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bwe import audio, dsp, export, generators, infer
+from bwe.errors import BweError
+
+MODEL = "speech-48k-stream"
+TALK = Path(__file__).resolve().parent.parent / "examples" / "talk_48k.flac"
+CUTOFF_HZ = 8000.0
+
+Advance = Callable[[np.ndarray], np.ndarray]
+
+
+def untrained(size: str) -> infer.Extender:
+    torch.manual_seed(0)
+    generator = generators.SEANet(dataclasses.replace(generators.SIZES[size], causal=True)).eval()
+    return infer.Extender(generators.fold_weight_norm(generator))
+
+
+def torch_stream(generator: Any) -> Advance:
+    """`(1, 1, n * hop)` -> the same, in eager PyTorch."""
+    held: list[torch.Tensor] = []
+    with torch.inference_mode():
+        told = generator.tell(torch.tensor([CUTOFF_HZ]))
+
+    def advance(x: np.ndarray) -> np.ndarray:
+        nonlocal held
+        with torch.inference_mode():
+            past = dsp.Past(held)
+            y = generator.advance(torch.from_numpy(x), told, past)
+            held = past.kept
+        return y.numpy()
+
+    return advance
+
+
+def talk(rate: int, seconds: float) -> np.ndarray:
+    """`(T,)`: the example recording without its highs, over and over."""
+    x, info = audio.read(TALK)
+    once = dsp.band_limit(dsp.resample(torch.from_numpy(x[0]), info.sample_rate, rate), rate, CUTOFF_HZ)
+    return np.resize(once.numpy(), round(seconds * rate))
+
+
+def spent(advance: Advance, x: np.ndarray, block: int, hop: int, period: float) -> Iterator[float]:
+    """Seconds of computing for every block of `x`; with a period above 0, one block a period."""
+    due = time.perf_counter()
+    waiting = np.zeros(0, np.float32)
+    for start in range(0, len(x) - block + 1, block):
+        due += period
+        ahead = due - time.perf_counter()
+        if period and ahead > 0:
+            time.sleep(ahead)
+        started = time.perf_counter()
+        waiting = np.concatenate([waiting, x[start : start + block]])
+        whole = len(waiting) // hop * hop
+        if whole:
+            advance(waiting[None, None, :whole])
+            waiting = waiting[whole:]
+        yield time.perf_counter() - started
+
+
+def row(runtime: str, block: int, paced: bool, rate: int, times: list[float]) -> dict[str, Any]:
+    milliseconds = 1e3 * np.array(times)
+    return {
+        "runtime": runtime,
+        "block_ms": 1e3 * block / rate,
+        "paced": paced,
+        "blocks": len(times),
+        "median_ms": float(np.median(milliseconds)),
+        "p99_ms": float(np.percentile(milliseconds, 99)),
+        "max_ms": float(milliseconds.max()),
+        "share_of_core": float(milliseconds.mean() * rate / block / 1e3),
+        "late_blocks": int((milliseconds > 1e3 * block / rate).sum()),
+        "load": os.getloadavg()[0],
+    }
+
+
+def measure(streams: dict[str, Callable[[], Advance]], rate: int, hop: int, seconds: float) -> list[dict[str, Any]]:
+    x = talk(rate, seconds)
+    rows = []
+    for block in (rate // 100, hop):
+        for paced in (False, True):
+            for runtime, fresh in streams.items():
+                advance = fresh()
+                list(spent(advance, x[: 50 * block], block, hop, 0.0))
+                times = list(spent(advance, x, block, hop, block / rate if paced else 0.0))
+                rows.append(row(runtime, block, paced, rate, times))
+    return rows
+
+
+def lags(fresh: Callable[[], Advance], hop: int, reach: int) -> tuple[int, int]:
+    """By how many samples an output block's first sample that a click changes, and the strongest, follow the click.
+
+    The click is the first sample of a hop; all of a hop's output comes at once, when the hop is full.
+    """
+    at = -(-reach // hop) * hop
+    x = (0.05 * np.random.default_rng(0).standard_normal((1, 1, at + 4 * hop))).astype(np.float32)
+    clicked = x.copy()
+    clicked[..., at] += 0.5
+    changed = np.abs(fresh()(clicked) - fresh()(x))[0, 0]
+    return int(np.flatnonzero(changed > 1e-6)[0]) - at, int(changed.argmax()) - at
+
+
+def longest_wait(extender: infer.Extender, sr: int) -> float:
+    """Seconds from a sample at `sr` until the output at its place is there, at worst, fed sample by sample."""
+    x = np.zeros(sr // 10, np.float32)
+    fed, given, worst = 0, 0, 0.0
+
+    def samples() -> Iterator[np.ndarray]:
+        nonlocal fed
+        for i in range(len(x)):
+            fed = i + 1
+            yield x[i : i + 1]
+
+    for y in extender.stream(samples(), sr, min(CUTOFF_HZ, sr / 2) * 0.9):
+        if fed < len(x):
+            worst = max(worst, fed / sr - given / extender.sample_rate)
+        given += y.shape[-1]
+    return worst
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--model", default=MODEL, help="shipped name or checkpoint folder of a causal model (default: %(default)s)"
+    )
+    which.add_argument("--size", choices=sorted(generators.SIZES), help="an untrained causal generator of this size instead")
+    parser.add_argument("--seconds", type=float, default=10.0, help="audio of each row (default: 10)")
+    parser.add_argument("--torch-only", action="store_true", help="leave onnxruntime out")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file too")
+    args = parser.parse_args()
+    if args.seconds < 1:
+        parser.error("a row needs at least 1 second")
+    torch.set_num_threads(1)
+    try:
+        extender = untrained(args.size) if args.size else infer.load(args.model)
+        if not extender.causal:
+            parser.error(f"{args.model} is not causal; take {MODEL}, or --size")
+        generator, rate = extender.generator, extender.sample_rate
+        streams: dict[str, Callable[[], Advance]] = {"PyTorch": lambda: torch_stream(generator)}
+        if not args.torch_only:
+            exact = export.onnx_generator(generator, streaming=True)
+            clip = talk(rate, 8.0)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "int8.onnx"
+                clips = [clip[start : start + rate] for start in range(0, len(clip), rate)]
+                export.export(generator, path, streaming=True, int8=clips)
+                eight = export.OnnxGenerator(path)
+            streams["onnxruntime"] = lambda: exact.stream(CUTOFF_HZ).advance
+            streams["onnxruntime int8"] = lambda: eight.stream(CUTOFF_HZ).advance
+    except (BweError, ImportError) as error:
+        print(f"streaming: error: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, BweError) else 1
+
+    first, strongest = lags(streams["PyTorch"], generator.hop, generator.receptive_field)
+    waits = {sr: longest_wait(extender, sr) for sr in (48_000, 16_000, 8000)}
+    name = f"size {args.size}" if args.size else str(args.model)
+    print(f"{name}, 1 thread, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    print(f"A click is in the output from {first} samples after it on, at its strongest {strongest} after it (delay).")
+    for sr, wait in waits.items():
+        declared = extender.latency_seconds(sr)
+        print(f"Longest wait for a sample at {sr} Hz: {1e3 * wait:.2f} ms (declared {1e3 * declared:.2f})")
+    rows = measure(streams, rate, generator.hop, args.seconds)
+    print(f"\n{'':<20}{'block ms':>9}{'':>14}{'median ms':>11}{'99 %':>8}{'max':>8}{'of a core':>11}{'late':>6}{'load':>6}")
+    for entry in rows:
+        print(
+            f"{entry['runtime']:<20}{entry['block_ms']:>9.3g}{'paced' if entry['paced'] else 'back to back':>14}"
+            f"{entry['median_ms']:>11.3f}{entry['p99_ms']:>8.3f}{entry['max_ms']:>8.2f}{entry['share_of_core']:>11.1%}"
+            f"{entry['late_blocks']:>6}{entry['load']:>6.1f}"
+        )
+    if args.json:
+        latency = {"first_sample": first, "delay": strongest, "longest_wait_s": {str(sr): wait for sr, wait in waits.items()}}
+        tree = {
+            "model": name,
+            "threads": 1,
+            "torch": torch.__version__,
+            "hop": generator.hop,
+            "latency": latency,
+            "rows": rows,
+        }
+        Path(args.json).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
