@@ -203,11 +203,13 @@ class Reader:
                 spliced, self._parts = containers.unwrapped_mp3(stream, layout)
             elif self._kind is containers.MP3 and not containers.mp3_has_length(stream):
                 spliced, self._parts = containers.mp3_with_length(stream, self._size)
+            elif self._kind is containers.OGG_FLAC:
+                self._parts, fault = containers.unwrapped_flac(stream, self._size)
             elif self._uses_pyav:  # the seek of a plain file raises where a damaged one sends it
                 self._parts = ((0, self._size),)
         self._spliced_mp3 = spliced > 0
         header = self._open_decoder()
-        self._noisy = header.subtype.startswith(("MPEG", "ALAC"))
+        self._noisy = header.subtype.startswith("MPEG")
         if not MIN_RATE <= header.sample_rate <= MAX_RATE:
             raise AudioError(
                 f"{self._path}: sample rate {header.sample_rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz; check its header"
@@ -223,6 +225,8 @@ class Reader:
         declared = header.declared
         if declared is not None and declared > self._size * _FRAMES_PER_BYTE:
             declared, fault = None, fault or "its header declares more than the file can hold"
+        if layout and layout.damage:
+            fault = layout.damage
         readable = declared
         if layout and layout.declared > layout.available:
             fault = "the file ends before its data does"
@@ -255,7 +259,7 @@ class Reader:
     def _shortage_allowed(self, header: _Header) -> int:
         """Frames that may be missing without damage: containers of PyAV round durations, a cut MP3 lacks what its first frames
         refer to."""
-        if self._uses_pyav and self._kind is not containers.OGG_FLAC:
+        if self._uses_pyav:
             return round(0.25 * header.sample_rate)
         return 4 * 1152 if self._spliced_mp3 else 0
 
@@ -293,9 +297,6 @@ class Reader:
                 if self._uses_pyav:
                     return _pyav_header(self._path, cast(Container, self._kind), media)
                 header = self._sndfile_header(media)
-                # libsndfile takes any bytes that begin with eleven ones for an MP3.
-                if (header.format == "MP3") != (self._wrapped_mp3 or self._kind is containers.MP3):
-                    raise _DamageError("no MPEG frames")
                 if self._wrapped_mp3:
                     header = replace(header, format="WAV", tags=self._tags_around(stream))
                 return header
@@ -576,7 +577,7 @@ def _pyav_header(path: Path, kind: Container, media: BinaryIO) -> _Header:
 
 def _pyav_seconds(container: Any, stream: Any, kind: Container) -> float | None:
     """Duration in s that the container declares for a stream; None where FFmpeg could only guess."""
-    if kind.demuxer in ("aac", "ac3", "eac3", "amr") or kind is containers.CHAINED_OGG:
+    if kind.demuxer in ("aac", "ac3", "eac3", "amr", "ogg"):
         return None
     if stream.duration and stream.time_base:
         return max(0.0, float(stream.duration * stream.time_base))
@@ -603,7 +604,7 @@ def _pyav_pieces(kind: Container, media: BinaryIO, rate: int, channels: int) -> 
     with _pyav(kind, media) as container:
         if not container.streams.audio:
             raise _DamageError("its audio track is gone")
-        stream, done = container.streams.audio[0], 0
+        stream = container.streams.audio[0]
         if stream.codec_context.name == "flac":  # its frames carry checksums, which FFmpeg otherwise ignores
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         frames = container.decode(stream)
@@ -612,10 +613,6 @@ def _pyav_pieces(kind: Container, media: BinaryIO, rate: int, channels: int) -> 
                 frame = next(frames, None)
                 if frame is None:
                     return
-                # FFmpeg leaves out damaged Ogg pages without a word.
-                if kind is containers.OGG_FLAC and frame.pts is not None and frame.pts > done:
-                    raise _DamageError("a page is missing or damaged")
-                done += frame.samples
                 same = (frame.sample_rate, frame.layout.nb_channels) == (rate, channels)
                 piece = _frame_samples(frame, channels) if same else None
             except (av.error.FFmpegError, *_HOSTILE) as error:
@@ -654,7 +651,7 @@ def nonfinite_name(value: float) -> str:
 
 @contextlib.contextmanager
 def _quiet_decoder(needed: bool) -> Iterator[None]:
-    """Keep what mpg123 and the ALAC decoder, inside libsndfile, print from C on file descriptor 2 away from the user."""
+    """Keep what mpg123, inside libsndfile, prints from C on file descriptor 2 away from the user."""
     if not needed:
         yield
         return
@@ -726,6 +723,11 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Raise OutputError, before any work is done, where `write` to ``path`` could only fail."""
     path = Path(path)
     output_format(path)
+    check_place(path, overwrite)
+
+
+def check_place(path: Path, overwrite: bool = False) -> None:
+    """Raise OutputError where no file of any kind can be put at ``path``."""
     try:
         if path.is_dir():
             raise OutputError(f"{path}: is a folder; give a file name")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 from bwe import __version__, audio, dsp, hub, infer
-from bwe.errors import AudioError, BweError, ConfigError, OutputError
+from bwe.errors import AudioError, BweError, ConfigError, OutputError, is_out_of_memory
 
 NAME = "{stem}.bwe.{ext}"
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
@@ -587,18 +587,19 @@ def _shifted(progress: Progress, before: float, length: float, total: float) -> 
 def _attempt(job: Job, settings: Settings, model: infer.Extender, overwrite: bool, progress: Progress | None) -> Outcome:
     try:
         report = settings.extend(job, model, overwrite, progress)
+        row = report.to_dict()
     except Exception as error:
         return _failure(job.source, job.target, error)
     if report.out_path is None:
-        return Outcome(job.source, job.target, "left alone", str(report), row=report.to_dict())
-    return Outcome(job.source, job.target, "done", str(report), seconds=report.seconds, row=report.to_dict())
+        return Outcome(job.source, job.target, "left alone", str(report), row=row)
+    return Outcome(job.source, job.target, "done", str(report), seconds=report.seconds, row=row)
 
 
 def _failure(source: Path, target: Path | None, error: Exception) -> Outcome:
     text, code = str(error), error.exit_code if isinstance(error, BweError) else 1
     if isinstance(error, ImportError):
         code = ConfigError.exit_code
-    elif isinstance(error, MemoryError):
+    elif is_out_of_memory(error):
         text, code = f"{source}: out of memory; free some, or use fewer workers", _MEMORY
     elif not isinstance(error, BweError):
         text = f"{source}: unexpected {type(error).__name__}: {(text.splitlines() or ['no message'])[0]}"
@@ -753,7 +754,7 @@ class _Table:
             return
         self._rows[index] = outcome.row
         with self._failures(), open(self._path, "a", encoding="ascii") as stream:
-            stream.write(json.dumps(outcome.row) + "\\n")
+            stream.write(json.dumps(outcome.row) + "\n")
 
     def finish(self) -> None:
         """One row per job, in the order of the plan, after those of other jobs that the table had before."""
@@ -912,7 +913,8 @@ def _for_workers(settings: Settings) -> Settings:
     model = settings.model
     if model not in hub.list_models():
         model = os.path.abspath(model)
-    return dataclasses.replace(settings, model=model)
+    picture = settings.spectrogram and os.path.abspath(settings.spectrogram)
+    return dataclasses.replace(settings, model=model, spectrogram=picture)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The command ``bwe``: results on stdout, words on stderr, one sentence for what goes wrong, and an exit code that is true.
 
-0 all done, 1 an input failed (the others are done), 2 usage or config, 3 model, 4 output, 5 device or memory, 130
+0 all done, 1 an input failed (the others are done), 2 usage or config, 3 model, 4 output, 5 out of memory, 130
 interrupted, 143 terminated.
 """
 
@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bwe import __version__
-from bwe.errors import BweError, ConfigError, OutputError
+from bwe.errors import BweError, ConfigError, OutputError, is_out_of_memory
 
 MEMORY, INTERRUPTED, TERMINATED = 5, 130, 143
 
@@ -57,12 +57,12 @@ def _build_parser() -> _Parser:
     extend.add_argument("--manifest", metavar="FILE", help="inputs from JSON lines or CSV: path, output, cutoff")
     extend.add_argument("--name", default=None, metavar="PATTERN", help="names of outputs (default: {stem}.bwe.{ext})")
     extend.add_argument("--format", metavar="EXT", help="wav, flac, mp3, ogg or opus (default: that of the input)")
-    extend.add_argument("--sr", type=_positive, metavar="HZ", help="sample rate of the output: 16000, 24000, 44100 or 48000")
-    extend.add_argument("--bits", default="keep", metavar="N", help="keep, 16, 24 or 32f (default: keep)")
+    extend.add_argument("--sr", type=int, choices=(16_000, 24_000, 44_100, 48_000), help="sample rate of the output")
+    extend.add_argument("--bits", default="keep", choices=("keep", "16", "24", "32f"), help="bits per sample (default: keep)")
     extend.add_argument("--amount", type=_share, default=1.0, metavar="0..1", help="share of the generated band (default: 1)")
     extend.add_argument("--force", action="store_true", help="extend also what is full-band already")
     extend.add_argument("--salvage", action="store_true", help="keep the readable part of damaged inputs")
-    extend.add_argument("--nan", default="refuse", metavar="WHAT", help="refuse, or zero: replace NaN and Inf in the input")
+    extend.add_argument("--nan", default="refuse", choices=("refuse", "zero"), help="what to do with NaN and Inf in the input")
     extend.add_argument("--no-tags", action="store_true", help="copy no title, artist, ...")
     extend.add_argument("--spectrogram", metavar="PNG", help="picture of before, after and difference (one input)")
     extend.add_argument("--report", metavar="FILE", help="JSON lines: what was done, one object per file")
@@ -239,9 +239,14 @@ def _extend_pipe(args: argparse.Namespace) -> int:
     for option in ("recursive", "manifest", "name", "format", "skip_existing", "dry_run", "fail_fast"):
         if getattr(args, option):
             raise ConfigError(f"--{option.replace('_', '-')} does not go with - (see `bwe extend --help`)")
-    if len(args.inputs) != 1:
-        raise ConfigError("- stands for one input or output; give exactly one of each")
+    if len(args.inputs) != 1 or args.engine != "local":
+        raise ConfigError("- stands for one input or output, done here; give one of each, and no --engine")
+    if sys.stdout is None or (args.output == "-" and sys.stdout.isatty()):
+        raise OutputError("<stdout>: is a terminal or closed; pipe the audio into something or give a file name")
     from bwe import audio, infer, runs
+
+    if args.report:
+        audio.check_place(Path(args.report), args.overwrite)
 
     model = infer.load(args.model, args.device, args.backend, args.threads or 1)
     with _terminable(), contextlib.ExitStack() as stack:
@@ -279,7 +284,7 @@ def _stream(args: argparse.Namespace) -> int:
             underruns = live.devices(model, args.sr_in, source=source, sink=sink, channels=args.channels, cutoff=args.cutoff)
             _say(f"bwe: {underruns} underruns")
             return 0
-        if sys.stdin.isatty() or sys.stdout.isatty():
+        if sys.stdin is None or sys.stdout is None or sys.stdin.isatty() or sys.stdout.isatty():
             raise ConfigError("raw samples go from a pipe to a pipe: ... | bwe stream --sr-in 16000 --raw s16le | ...")
         ends = sys.stdin.buffer, sys.stdout.buffer
         live.pipe(model, *ends, args.sr_in, encoding=args.raw, channels=args.channels, cutoff=args.cutoff)
@@ -299,7 +304,8 @@ def _inspect(args: argparse.Namespace) -> int:
             _tell(error, args.debug)
             codes.append(error.exit_code)
         else:
-            print(json.dumps(found.to_dict()) if args.json else found, flush=True)
+            lines = json.dumps(found.to_dict()) if args.json else "\n".join(map(_printable, str(found).splitlines()))
+            print(lines, flush=True)
     return max(codes, default=0)
 
 
@@ -307,12 +313,11 @@ def _degrade(args: argparse.Namespace) -> int:
     from bwe import inspection
 
     with _terminable():
-        print(
-            inspection.degrade_file(
-                args.input, args.output, args.to_hz, filter=args.filter, order=args.order, codec=args.codec, bone=args.bone,
-                seed=args.seed, overwrite=args.overwrite,
-            )
+        line = inspection.degrade_file(
+            args.input, args.output, args.to_hz, filter=args.filter, order=args.order, codec=args.codec, bone=args.bone,
+            seed=args.seed, overwrite=args.overwrite,
         )  # fmt: skip
+        print(_printable(line))
     return 0
 
 
@@ -388,6 +393,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             raise OutputError(f"{out}: is a folder or lies in none; give a file name in an existing folder")
         if out.exists() and not args.overwrite:
             raise OutputError(f"{out}: exists already; choose another name or overwrite it (--overwrite)")
+    from bwe import runs
     from bwe.evaluate import evaluate
 
     _use_threads(args.threads)
@@ -403,14 +409,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     print(table)
     if out is not None:
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(table.to_json() + "\n", encoding="utf-8")
-            os.replace(temporary, out)
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be written ({error.strerror})") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        runs.write_text(out, table.to_json() + "\n")
     return 0
 
 
@@ -437,7 +436,7 @@ def _tell(error: BaseException, debug: bool) -> None:
         traceback.print_exception(error)
     if isinstance(error, BweError | ImportError):
         _say(f"bwe: error: {error}")
-    elif isinstance(error, MemoryError):
+    elif is_out_of_memory(error):
         _say("bwe: error: out of memory; free some, or use fewer --workers")
     else:
         text = str(error).splitlines()[0] if str(error) else "no message"
@@ -481,7 +480,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return ConfigError.exit_code
         code: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         _say("bwe: interrupted")
@@ -494,4 +494,4 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         _tell(error, debug)
-        return ConfigError.exit_code if isinstance(error, ImportError) else MEMORY if isinstance(error, MemoryError) else 1
+        return ConfigError.exit_code if isinstance(error, ImportError) else MEMORY if is_out_of_memory(error) else 1

@@ -7,6 +7,7 @@ states is believed before it was compared with the size of the file.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ Part = bytes | tuple[int, int]
 _MAX_CHUNKS = 100_000
 _UNKNOWN_32 = 0xFFFFFFFF
 _MP3_IN_WAV = 0x0055
+_OGG_FLAC_HEADER = 9  # bytes before the FLAC file in the first packet
+_CAF_TABLE_HEADER = 24
+_MAX_CAF_TABLE = 1 << 24  # a thousand hours
+_CAF_PACKETS = re.compile(rb"(?:[\x80-\xff]{0,4}+[\x00-\x7f])*+")
 
 _BIT_RATES = {  # kbit/s by (MPEG-1, layer): ISO 11172-3, 2.4.2.3, and ISO 13818-3, 2.4.2.3
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -47,7 +52,7 @@ class Container:
 MP3 = Container("MP3")
 OGG = Container("Ogg")
 CHAINED_OGG = Container("chained Ogg", "pyav", "ogg")
-OGG_FLAC = Container("Ogg FLAC", "pyav", "ogg")  # the libFLAC inside libsndfile is built without Ogg
+OGG_FLAC = Container("Ogg FLAC")
 _AAC = Container("AAC", "pyav", "aac")
 _MPEG4 = Container("MPEG-4 (m4a, mp4)", "pyav", "mov")
 _AVI = Container("AVI", "pyav", "avi")
@@ -168,7 +173,7 @@ class Layout:
     """Where the samples of an uncompressed container are: offset, declared and available bytes.
 
     ``parts`` makes, with `Spliced`, a file whose header says what is there; it is empty where the header is good enough.
-    ``mp3`` tells that the samples of a WAV are an MP3 (format tag 0x0055).
+    ``mp3`` tells that the samples of a WAV are an MP3 (format tag 0x0055), ``damage`` what beside a cut is wrong, in words.
     """
 
     offset: int
@@ -176,6 +181,7 @@ class Layout:
     available: int
     parts: tuple[Part, ...] = ()
     mp3: bool = False
+    damage: str = ""
 
 
 def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
@@ -257,30 +263,55 @@ def _au_layout(stream: BinaryIO, size: int) -> Layout | None:
 
 
 def _caf_layout(stream: BinaryIO, size: int) -> Layout | None:
+    found, damage = None, ""
+    patches: list[tuple[int, bytes]] = []
     position = 8
     for _ in range(_MAX_CHUNKS):
         if position + 12 > size:
-            return None
+            break
         stream.seek(position)
         chunk = stream.read(12)
         name, length = chunk[:4], struct.unpack(">q", chunk[4:])[0]
         offset = position + 12
-        if name == b"data":
+        if name == b"data" and found is None:
             available = size - offset
-            if 0 <= length <= available:
-                return Layout(offset, length, available)
-            # libsndfile opens neither a CAF whose data is cut nor one of unknown length (-1).
-            declared = available if length == -1 else length
-            return Layout(offset, declared, available, ((0, offset - 8), struct.pack(">q", available), (offset, size)))
+            found = Layout(offset, available if length == -1 else length, available)
+            if not 0 <= length <= available:  # libsndfile opens neither a CAF whose data is cut nor one of unknown length
+                patches.append((offset - 8, struct.pack(">q", available)))
+                break
+        elif name == b"pakt":
+            broken = _broken_packet(stream, offset, min(length, size - offset))
+            if broken is not None:
+                # A zero ends the table for libsndfile, which would print to stdout of what it does not understand.
+                patches.append((broken, b"\0"))
+                damage = "its packet table is damaged"
         if length < 0:
-            return None
+            break
         position = offset + length
-    return None
+    if found is None or not patches:
+        return found
+    parts: list[Part] = []
+    position = 0
+    for start, data in patches:
+        parts += [(position, start), data]
+        position = start + len(data)
+    return replace(found, parts=(*parts, (position, size)), damage=damage)
+
+
+def _broken_packet(stream: BinaryIO, offset: int, length: int) -> int | None:
+    """Where the packet table of a CAF stops being one: sizes of packets, seven bits a byte, in at most five bytes each."""
+    if length <= _CAF_TABLE_HEADER:
+        return None
+    stream.seek(offset + _CAF_TABLE_HEADER)
+    table = stream.read(min(length - _CAF_TABLE_HEADER, _MAX_CAF_TABLE))
+    match = _CAF_PACKETS.match(table)
+    end = match.end() if match else 0
+    return None if _CAF_TABLE_HEADER + end == length else offset + _CAF_TABLE_HEADER + end
 
 
 def fault(stream: BinaryIO, kind: Container | None, size: int) -> str:
     """What the bytes of a container other than those of `layout` say is missing, in words; "" where nothing is."""
-    if kind in (OGG, CHAINED_OGG, OGG_FLAC):
+    if kind in (OGG, CHAINED_OGG):
         return "" if _ogg_ends(stream, size) else "no end-of-stream page"
     if kind is None or not kind.demuxer:
         return ""
@@ -373,6 +404,31 @@ def _holds_flac(stream: BinaryIO) -> bool:
     stream.seek(id3_size(stream))
     page = stream.read(27 + 255 + 5)
     return len(page) > 26 and page[27 + page[26] :].startswith(b"\x7fFLAC")
+
+
+def unwrapped_flac(stream: BinaryIO, size: int) -> tuple[tuple[Part, ...], str]:
+    """``(parts, fault)`` of FLAC in Ogg: ``parts`` makes, with `Spliced`, the FLAC file inside, up to the first page that is
+    missing or cannot be found, and ``fault`` says that in words. The libFLAC inside libsndfile is built without Ogg."""
+    parts: list[Part] = []
+    position, serial, last = id3_size(stream), b"", False
+    while position < size:
+        stream.seek(position)
+        page = stream.read(27 + 255)
+        body = position + 27 + page[26] if len(page) > 26 else size
+        stop = body + sum(page[27 : 27 + page[26]]) if len(page) > 26 else size + 1
+        if page[:4] != b"OggS" or stop > size:
+            break
+        position = stop
+        serial = serial or page[14:18]
+        if page[14:18] != serial:  # another stream beside it
+            continue
+        if int.from_bytes(page[18:22], "little") != len(parts):
+            break
+        parts.append((body if parts else body + _OGG_FLAC_HEADER, stop))
+        last = bool(page[5] & 0x04)
+        if last:
+            break
+    return tuple(parts), "" if last else "a page is missing or damaged"
 
 
 def _begins_mpeg_audio(stream: BinaryIO, start: int) -> bool:

@@ -316,7 +316,10 @@ class Past:
             if x.dim() == 4:  # in the memory layout of the block, or all that follows runs in the slow one
                 earlier = earlier.contiguous(memory_format=torch.channels_last)
         joined = torch.cat([earlier, x], dim=-1)
-        self.kept.append(joined[..., -count:])
+        kept = joined[..., -count:]
+        if joined.shape[-1] > 4 * count and not torch.compiler.is_exporting():
+            kept = kept.clone()  # a view would keep the whole block in memory until the next one has gone through
+        self.kept.append(kept)
         return joined
 
 
@@ -381,7 +384,8 @@ def causal_splice(x: Tensor, generated: Tensor, weights: Tensor, past: Past) -> 
     items, phases, _, taps = weights.shape
     frames = rearrange(torch.cat([x, generated], dim=1), "b c (n p) -> 1 (b c p) n", p=phases)
     joined = past.before(frames, taps - 1)
-    mixed = F.conv1d(joined, weights.flatten(0, 1), groups=items)
+    with torch.autocast(x.device.type, enabled=False):
+        mixed = F.conv1d(joined, weights.flatten(0, 1), groups=items)
     return rearrange(mixed, "1 (b p) n -> b 1 (n p)", b=items)
 
 

@@ -11,6 +11,13 @@ class BweError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, also where PyTorch says so by a RuntimeError."""
+    text = str(error)
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and ("not enough memory" in text or "alloc_cpu" in text))
+
+
 class AudioError(BweError):
     """An input file or array that cannot be used: missing, damaged, not audio, non-finite, of the wrong shape."""
 

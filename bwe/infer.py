@@ -8,6 +8,7 @@ network, in PyTorch or in onnxruntime, and back.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import time
@@ -33,8 +34,8 @@ _NULL_GUARD_HZ = 300.0
 _HIGHEST_FORCED = 0.95  # of half the rate: above it the splice has no room
 _NULL_SECONDS = 10
 _CHUNK_SECONDS = 10.0
-# Beyond this many channels at once the chunks become shorter: memory does not grow with the number of channels.
-_CHANNELS_PER_CHUNK = 2
+# Through the network: what its activations take does not grow with the number of channels.
+_CHANNELS_AT_ONCE = 2
 _MANY_CHANNELS = 32
 _SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
 
@@ -114,7 +115,7 @@ class Extender:
         card: the model's card, Markdown: data, licence, training, measured metrics, limits.
         meta: contents of its config.json; empty for a generator that was not read from a folder.
         receptive_field: samples on either side, at `sample_rate`, that can change an output sample.
-        causal: whether `stream` can be used.
+        causal: whether it looks only back, so that `stream` can be used.
         generator: the network itself: a module in eval mode, or an `export.OnnxGenerator`.
     """
 
@@ -124,6 +125,7 @@ class Extender:
         self.sample_rate: int = self._runner.sample_rate
         self.receptive_field: int = self._runner.receptive_field
         self.causal: bool = self._runner.causal
+        self._streams = self.causal and bool(getattr(self._runner, "streaming", True))
         self.meta = meta or {}
         self.card = card
         self.folder = folder
@@ -145,9 +147,12 @@ class Extender:
         return getattr(self._runner, "device", torch.device("cpu"))
 
     def to(self, device: str | torch.device) -> Extender:
-        """Move the network; returns self. Raises ConfigError where the device does not exist."""
+        """Move the network; returns self. "auto" is CUDA, else MPS, else the CPU. Raises ConfigError where there is no such
+        device."""
+        if device == "auto":
+            device = _best_device() if isinstance(self.generator, nn.Module) else "cpu"
         if not isinstance(self.generator, nn.Module):
-            if torch.device(device).type != "cpu":
+            if str(device) != "cpu":
                 raise ConfigError(f"device {str(device)!r} cannot be used: the onnx backend runs on the CPU")
             return self
         try:
@@ -181,7 +186,7 @@ class Extender:
         signals = _as_signals(x, sr)
         if chunk_seconds is not None and not chunk_seconds > 0:
             raise ConfigError(f"chunk_seconds must be above 0, not {chunk_seconds!r}; None takes the signal in one piece")
-        given = self._given_cutoff(cutoff, int(sr))
+        given = self._given_cutoff(cutoff, sr)
         resampled = dsp.resample(signals.to(self.device), int(sr), self.sample_rate).cpu().numpy()
         y = np.empty_like(resampled)
         for signal, out in zip(resampled, y, strict=True):
@@ -211,26 +216,28 @@ class Extender:
         """
         if not self.causal:
             raise ConfigError("this model looks ahead and cannot stream; use speech-48k-stream, or call it on a whole signal")
-        given = self._given_cutoff(cutoff, int(sr))
+        if not self._streams:
+            raise ConfigError("this ONNX file takes whole signals only; export it again with --streaming")
+        given = self._given_cutoff(cutoff, sr)
         return self._streamed(iter(blocks), int(sr), given)
 
     def _streamed(self, blocks: Iterator[Audio], sr: int, cutoff: float | None) -> Iterator[Audio]:
         first: Any = next(blocks, None)
         if first is None:
             return
+        if getattr(first, "ndim", 1) > 2:
+            raise AudioError(f"a block of shape {tuple(first.shape)} is not (T,) or (C, T), as those of a stream are")
         channels = _as_signals(first, sr).shape[1]
         resampler = dsp.Resampler(sr, self.sample_rate, channels)
 
         def resampled() -> Iterator[np.ndarray]:
-            block: Any = first
-            while block is not None:
+            for block in itertools.chain([first], blocks):
                 if type(block) is not type(first) or block.shape[:-1] != first.shape[:-1]:
                     raise ConfigError(
-                        f"a block of shape {tuple(block.shape)} follows one of {tuple(first.shape)}; "
-                        "all blocks of a stream have the same kind and channels"
+                        f"a {type(block).__name__} of shape {tuple(getattr(block, 'shape', ()))} follows one of "
+                        f"{tuple(first.shape)}; all blocks of a stream have the same kind and channels"
                     )
                 yield resampler.push(_as_signals(block, sr)[0].cpu().numpy())
-                block = next(blocks, None)
             yield resampler.flush()
 
         for y in self._filled(resampled(), channels, cutoff, None):
@@ -250,7 +257,7 @@ class Extender:
 
     def _given_cutoff(self, cutoff: float | None, sr: int) -> float | None:
         """The cut-off as told, or the one that a causal model assumes; None where it is to be found."""
-        if not isinstance(sr, int) or not audio.MIN_RATE <= sr <= audio.MAX_RATE:
+        if isinstance(sr, bool) or not isinstance(sr, int | np.integer) or not audio.MIN_RATE <= sr <= audio.MAX_RATE:
             raise AudioError(f"sr must be a whole number of Hz from {audio.MIN_RATE} to {audio.MAX_RATE}, not {sr!r}")
         if cutoff is not None:
             return _check_cutoff(cutoff, sr, self.sample_rate)
@@ -271,24 +278,31 @@ class Extender:
             yield from blocks
             return
         edges = np.full(channels, cutoff_hz, np.float32)
-        engine = self._causally if self.causal else self._centred
+        engine = self._causally if self._streams else self._centred
         for y in engine(blocks, edges, chunk_seconds):
             if not np.isfinite(y).all():
                 raise ModelError("the model's output is not finite; full scale is 1: scale the input down, or check the model")
             yield y
 
-    def _chunk(self, channels: int, chunk_seconds: float | None) -> int | None:
-        if chunk_seconds is None:
-            return None
-        hop = self._runner.hop
-        samples = chunk_seconds * self.sample_rate / max(1, channels / _CHANNELS_PER_CHUNK)
-        return max(1, round(samples / hop)) * hop
+    def _on_grid(self, seconds: float) -> int:
+        """Samples, a multiple of the hop and at least one."""
+        return max(1, round(seconds * self.sample_rate / self._runner.hop)) * self._runner.hop
+
+    def _in_groups(self, x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """`(C, 1, T)` -> `(C, T)`, a few channels at once, always as many: alike ones stay alike to the last bit."""
+        size = min(len(x), _CHANNELS_AT_ONCE)
+        out = []
+        for first in range(0, len(x), size):
+            first = min(first, len(x) - size)
+            out.append(self._runner(x[first : first + size], edges[first : first + size])[:, 0])
+        repeated = -len(x) % size
+        return np.concatenate([*out[:-1], out[-1][repeated:]])
 
     def _centred(self, blocks: Iterable[np.ndarray], edges: np.ndarray, chunk_seconds: float | None) -> Iterator[np.ndarray]:
         """In chunks that start on the hop grid, so that every convolution sees the samples at the phase it would see them in
         one pass, and with more context than the receptive field, which is thrown away."""
         hop = self._runner.hop
-        chunk = self._chunk(len(edges), chunk_seconds)
+        chunk = None if chunk_seconds is None else self._on_grid(chunk_seconds)
         halo = math.ceil(self.receptive_field / hop) * hop
         held, low, start = np.zeros((len(edges), 0), np.float32), 0, 0
         for block in _and_end(blocks):
@@ -298,7 +312,7 @@ class Extender:
             while start < have and (block is None or (chunk is not None and have >= start + chunk + halo)):
                 stop = have if chunk is None else min(have, start + chunk)
                 piece = np.ascontiguousarray(held[:, None, max(0, start - halo) - low : stop + halo - low])
-                y = self._runner(piece, edges)[:, 0]
+                y = self._in_groups(piece, edges)
                 yield y[:, start - max(0, start - halo) :][:, : stop - start]
                 start = stop
                 held, low = held[:, max(0, start - halo) - low :], max(0, start - halo)
@@ -306,7 +320,7 @@ class Extender:
     def _causally(self, blocks: Iterable[np.ndarray], edges: np.ndarray, chunk_seconds: float | None) -> Iterator[np.ndarray]:
         """As a stream: what fills whole hops goes through the network, the rest waits."""
         hop, delay = self._runner.hop, self._runner.delay
-        chunk = self._chunk(len(edges), chunk_seconds or _CHUNK_SECONDS) or hop
+        chunk = self._on_grid((chunk_seconds or _CHUNK_SECONDS) / max(1, len(edges) / _CHANNELS_AT_ONCE))
         stream = self._runner.stream(edges)
         held, taken, given, late = np.zeros((len(edges), 0), np.float32), 0, 0, delay
         for block in _and_end(blocks):
@@ -325,6 +339,10 @@ class Extender:
                 given += y.shape[-1]
                 yield y
             held = held[:, whole:]
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _and_end(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
@@ -422,6 +440,7 @@ class Report:
         realtime: seconds of audio per second of work, reading and writing included.
         clipped: samples that full scale cut off; peak: largest absolute value before that.
         amount: share of the generated band. model, model_sha256, device, backend: what filled it.
+        in_sha256: of the input where the output has taken its place; else `to_dict` reads the file.
         warnings: sentences about the input.
     """
 
@@ -447,6 +466,7 @@ class Report:
     model_sha256: str = ""
     device: str = "cpu"
     backend: str = "torch"
+    in_sha256: str | None = None
     warnings: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
@@ -480,8 +500,8 @@ class Report:
             "status": "done" if written else "left alone",
             "model": {"name": self.model, "sha256": self.model_sha256},
             "input": {
-                "path": str(self.in_path), "sha256": _sha256(self.in_path), "sr": self.in_rate, "channels": self.channels,
-                "frames": self.frames_in, "subtype": self.in_subtype,
+                "path": str(self.in_path), "sha256": self.in_sha256 or _sha256(self.in_path), "sr": self.in_rate,
+                "channels": self.channels, "frames": self.frames_in, "subtype": self.in_subtype,
             },
             "output": {
                 "path": str(self.out_path), "sha256": _sha256(self.out_path), "sr": self.out_rate, "channels": self.channels,
@@ -586,6 +606,16 @@ def extend(
     with audio.Reader(in_path, salvage=salvage, nan=nan) as reader:
         info = reader.info
         target = _target(info, in_path, out_path, out_rate)
+        if isinstance(target, Path):
+            audio.check_output(target, overwrite)
+            subtype = _SUBTYPES.get(bits) or audio.fitting_subtype(target, info.subtype)
+        elif bits == "keep":
+            subtype = {"PCM_24": "PCM_24", "PCM_32": "PCM_24", "FLOAT": "FLOAT", "DOUBLE": "FLOAT"}.get(info.subtype, "PCM_16")
+        else:
+            subtype = _SUBTYPES[bits]
+        audio.Writer(target, out_rate, info.channels, subtype, overwrite=overwrite)  # not opened: refuses what cannot be held
+        same = isinstance(target, Path) and target.exists() and info.path.exists() and target.samefile(info.path)
+        in_sha256 = _sha256(info.path) if same else None
         given = extender._given_cutoff(cutoff, info.sample_rate)
         tell = _teller(progress, info.seconds)
         survey = _survey(reader, extender, given is None, tell)
@@ -596,13 +626,6 @@ def extend(
         out_info: dict[str, Any] = {"out_path": None, "frames_out": 0, "out_subtype": ""}
         null_db, clipped, peak = -math.inf, 0, 0.0
         if filled or not survey.frames or not isinstance(target, Path):
-            if isinstance(target, Path):
-                audio.check_output(target, overwrite)
-                subtype = _SUBTYPES.get(bits) or audio.fitting_subtype(target, info.subtype)
-            else:
-                subtype = _SUBTYPES.get(bits) or ("FLOAT" if info.subtype in ("FLOAT", "DOUBLE") else "PCM_24")
-                if bits == "keep" and info.subtype not in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
-                    subtype = "PCM_16"
             frames_out = dsp.resampled_length(survey.frames, info.sample_rate, out_rate)
             channels = 1 if survey.alike else info.channels
             null = _Null(rate, hz)
@@ -619,9 +642,9 @@ def extend(
                         panel.add(x)
                     writer.write(_spread(last.push(after), info.channels))
                 writer.write(_spread(last.flush(frames_out), info.channels))
-            if picture is not None:
-                drawn = pictures.comparison(panels[0], panels[1], panels[2], hz if filled else None, info.path.name)
-                runs.write_bytes(picture, drawn)
+                if picture is not None:
+                    drawn = pictures.comparison(panels[0], panels[1], panels[2], hz if filled else None, info.path.name)
+                    runs.write_bytes(picture, drawn)
             null_db, clipped, peak = null.decibels(), writer.clipped, writer.peak
             shown = target if isinstance(target, Path) else Path("-")
             out_info = {"out_path": shown, "frames_out": frames_out, "out_subtype": subtype}
@@ -646,6 +669,7 @@ def extend(
             model_sha256=str(extender.meta.get("sha256", "")),
             device=str(extender.device),
             backend="torch" if isinstance(extender.generator, nn.Module) else "onnx",
+            in_sha256=in_sha256,
             warnings=tuple(reader.warnings),
             **out_info,
         )
@@ -670,10 +694,8 @@ def _target(
 def _writable_picture(path: Path, overwrite: bool) -> Path:
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path}: the spectrogram is a PNG; give a name that ends in .png")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    audio.check_place(path, overwrite)
+    pictures.require_matplotlib()
     return path
 
 

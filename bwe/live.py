@@ -61,6 +61,8 @@ def measure(extender: Extender, sr: int, cutoff: float | None = None, seconds: f
     Raises what `Extender.stream` raises.
     """
     algorithmic, offset = _impulse(extender, sr, cutoff)
+    if seconds < 0.1:
+        raise ConfigError(f"seconds must be 0.1 or more, not {seconds:g}")
     block = round(BLOCK_SECONDS * sr)
     noise = 0.05 * np.random.default_rng(0).standard_normal(round(seconds * sr)).astype(np.float32)
     spent: list[float] = []
@@ -185,13 +187,16 @@ def devices(
     """
     sound = _sounddevice()
     block = round(BLOCK_SECONDS * sr)
-    arrived: queue.Queue[np.ndarray] = queue.Queue()
+    arrived: queue.Queue[np.ndarray] = queue.Queue(maxsize=50)
     ready: collections.deque[np.ndarray] = collections.deque()
     lock = threading.Lock()
     state = {"underruns": 0, "waiting": 3 * round(BLOCK_SECONDS * extender.sample_rate)}
 
     def heard(data: np.ndarray, frames: int, when: Any, status: Any) -> None:
-        arrived.put(data.T.copy())
+        try:
+            arrived.put_nowait(data.T.copy())
+        except queue.Full:  # slower than real time: what is dropped is heard, a delay that grows for ever would be worse
+            state["underruns"] += 1
 
     def wanted(data: np.ndarray, frames: int, when: Any, status: Any) -> None:
         with lock:
@@ -226,7 +231,9 @@ def devices(
             for y in extender.stream(blocks(), sr, cutoff):
                 with lock:
                     ready.append(y)
-    except sound.PortAudioError as error:
+    except KeyboardInterrupt:
+        pass
+    except (sound.PortAudioError, ValueError) as error:
         raise ConfigError(f"the sound device cannot be used ({error}); see the list of `bwe stream --devices`") from None
     return state["underruns"]
 

@@ -103,15 +103,21 @@ class _Group(NamedTuple):
     step: float
 
 
+def require_matplotlib() -> None:
+    """Raises ImportError, naming the extra, where it is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("spectrograms need the matplotlib package: pip install 'bwe[train]'") from error
+
+
 def _draw(
     groups: Sequence[_Group], sample_rate: int, seconds: float, cutoff_hz: float | None, header: tuple[str, str] | None = None
 ) -> np.ndarray:
     """Panels of one size in a row, with axes, colour bars, the line at the cut-off and words at the left and right above."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("spectrograms need the matplotlib package: pip install 'bwe[train]'") from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     tall, wide = next(iter(groups[0].panels.values())).shape
     top = _TOP + (_HEADER if header else 0)

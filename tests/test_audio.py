@@ -34,6 +34,22 @@ CONTAINERS = [
 ]  # fmt: skip
 
 
+_made: dict[tuple[int, ...], np.ndarray] = {}
+
+
+@pytest.fixture
+def voice(voice: Voice) -> Voice:
+    """The shared signal, each made once: its harmonics would take half the time of these tests."""
+
+    def remembered(frames: int, sr: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+        key = frames, sr, channels, seed
+        if key not in _made:
+            _made[key] = voice(*key)
+        return _made[key].copy()
+
+    return remembered
+
+
 def store(path: Path, x: np.ndarray, sr: int = 48_000, subtype: str | None = None, file_format: str | None = None) -> Path:
     with sf.SoundFile(path, "w", sr, len(x), subtype, format=file_format) as file:
         for start in range(0, x.shape[1], 24_000):
@@ -104,6 +120,8 @@ def test_missing_folder_empty(tmp_path: Path) -> None:
         audio.read(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match="no such file"):
         audio.read("nul\0.wav")
+    with pytest.raises(AudioError, match=r"xx\.wav: cannot be read \(File name too long\)"):
+        audio.read(tmp_path / f"{'x' * 300}.wav")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +134,8 @@ def test_missing_folder_empty(tmp_path: Path) -> None:
         (b"\x80\x04\x95" + bytes(500), "not audio"),
         (b"#EXTM3U\n#EXTINF:5,\nfile:///etc/passwd\n" * 20, r"not audio \(starts with '#EXTM3U'\); give an audio file"),
         (b"\xff\xf1\x50\x80" + bytes(500), "not audio"),
+        (b"\xff\xe4" + np.random.default_rng(2).bytes(20_000), "not audio"),
+        (b"\xff\xfb\x90\x00" + np.random.default_rng(0).bytes(20_000), "not audio"),
         (b"DSD " + bytes(500), "DSD is not supported; convert it to WAV or FLAC"),
         (b"RIFF\x24\x00\x00\x00WA", "damaged or truncated WAV"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00", "damaged or truncated WAV"),
@@ -304,7 +324,7 @@ def test_clipping_is_counted_and_float_is_never_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "subtype", "times"), [("a.ogg", "VORBIS", 9), ("a.opus", "OPUS", 3), ("a.mp3", "MPEG_LAYER_III", 3)]
+    ("name", "subtype", "times"), [("a.ogg", "VORBIS", 9), ("a.opus", "OPUS", 1), ("a.mp3", "MPEG_LAYER_III", 1)]
 )
 def test_long_lossy_files_are_written_whole(tmp_path: Path, voice: Voice, name: str, subtype: str, times: int) -> None:
     x = np.tile(voice(240_000, 48_000), (2, times))  # in one call, a minute crashes libsndfile's Vorbis encoder
@@ -331,6 +351,7 @@ def test_writing_refuses_what_cannot_be(tmp_path: Path, voice: Voice) -> None:
         ("out.mp3", np.repeat(x, 3, 0), 48_000, None, "MP3 cannot hold 3 channels; write .wav"),
         ("out.flac", x, 48_000, "FLOAT", "FLAC cannot hold FLOAT samples"),
         ("out.flac", x[:, :0], 48_000, None, "FLAC cannot hold a signal of 0 samples"),
+        (f"{'x' * 300}.wav", x, 48_000, None, r"cannot be written \(File name too long\); choose another name"),
     ]
     for name, given, sr, subtype, said in cases:
         with pytest.raises(OutputError, match=said) as caught:
@@ -344,6 +365,16 @@ def test_writing_refuses_what_cannot_be(tmp_path: Path, voice: Voice) -> None:
         audio.write(tmp_path / "out.wav", np.zeros((1, 5), np.int16), 48_000)
     assert kept.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.wav", "there.wav"]
+
+
+def test_a_folder_whose_name_leaves_no_room_for_a_temporary(tmp_path: Path, voice: Voice) -> None:
+    room = os.pathconf(tmp_path, "PC_PATH_MAX") - len(os.fsencode(tmp_path)) - len("/x.wav") - 10
+    folder = tmp_path.joinpath(*["d" * 199] * (room // 200))
+    folder = folder / ("d" * (room % 200 - 1)) if room % 200 > 1 else folder
+    folder.mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"x\.wav: cannot be written \(File name too long\); choose another folder"):
+        audio.write(folder / "x.wav", voice(10, 48_000), 48_000)
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
@@ -368,7 +399,8 @@ from bwe import audio, errors
 if sys.argv[2] == 'limit':
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-x = np.random.default_rng(0).standard_normal((2, 9_000_000 if sys.argv[2] == 'signal' else 1_000_000)).astype('float32') * 0.1
+x = np.random.default_rng(0).standard_normal((2, 1_000_000)).astype('float32') * 0.1
+x = np.tile(x, (1, 9 if sys.argv[2] == 'signal' else 1))
 print('ready', flush=True)
 try:
     audio.write(sys.argv[1], x, 48_000, overwrite=True)
@@ -501,8 +533,8 @@ def test_standard_input_without_sound() -> None:
 
 def test_a_long_file_takes_no_more_memory(tmp_path: Path) -> None:
     minute = 0.1 * np.random.default_rng(0).standard_normal((1, 480_000))
-    with audio.Writer(tmp_path / "long.flac", 8_000, 1, "PCM_16") as writer:  # ten minutes, 19 MB as floats
-        for _ in range(10):
+    with audio.Writer(tmp_path / "long.flac", 8_000, 1, "PCM_16") as writer:  # four minutes, 8 MB as floats
+        for _ in range(4):
             writer.write(minute)
     tracemalloc.start()
     try:
@@ -512,7 +544,7 @@ def test_a_long_file_takes_no_more_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert audio.read(tmp_path / "copy.wav")[0].shape == (1, 4_800_000)
+    assert audio.read(tmp_path / "copy.wav")[0].shape == (1, 1_920_000)
     assert peak < 3e6
 
 
@@ -641,12 +673,12 @@ def test_tags_are_kept_where_the_container_has_them(tmp_path: Path, voice: Voice
     ],
 )
 def test_the_result_does_not_depend_on_the_blocks(tmp_path: Path, voice: Voice, suffix: str, subtype: str | None) -> None:
-    x = voice(130_001, 48_000, 2)
-    x[:, 40_000:60_000] = 0
+    x = voice(43_001, 16_000, 2)
+    x[:, 13_000:20_000] = 0
     results = []
-    for name, sizes in (("a", [130_001]), ("b", [1, 1_023, 1_025, 48_000, 200]), ("c", [997]), ("d", [47_104, 10])):
+    for name, sizes in (("a", [43_001]), ("b", [1, 1_023, 1_025, 16_000, 200]), ("c", [997]), ("d", [15_360, 10])):
         path = tmp_path / f"{name}.{suffix}"
-        with audio.Writer(path, 48_000, 2, subtype, frames=130_001) as writer:
+        with audio.Writer(path, 16_000, 2, subtype, frames=43_001) as writer:
             at = turn = 0
             while at < x.shape[1]:
                 writer.write(x[:, at : at + sizes[turn % len(sizes)]])
@@ -664,6 +696,7 @@ def test_the_same_floats_are_the_same_file(tmp_path: Path, voice: Voice) -> None
     assert b"PEAK" not in (tmp_path / "f.wav").read_bytes(), "that chunk holds the time of day"
 
 
+@pytest.mark.slow
 def test_ten_minutes_of_ogg(tmp_path: Path, voice: Voice) -> None:
     x = np.tile(voice(80_000, 8_000), (1, 10))
     with audio.Writer(tmp_path / "long.ogg", 8_000, 1) as writer:
