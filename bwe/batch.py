@@ -338,7 +338,7 @@ def plan(
     refused: list[tuple[Path, AudioError]] = []
     folders: list[Path] = []
     for path in map(Path, inputs):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             found.append(_Found(path))
         elif recursive:
             folders.append(path)
@@ -352,7 +352,7 @@ def plan(
     tree = bool(folders) or manifest is not None
     single = len(inputs) == 1 and not tree
     _check_output(output, tree, single)
-    exact = out if single and out is not None and not out.is_dir() else None
+    exact = out if single and out is not None and not os.path.isdir(out) else None
     if exact is not None and format is not None and exact.suffix.lower() != f".{format}":
         raise ConfigError(f"{exact}: its name says another format than --format {format}; leave one of the two out")
 
@@ -414,7 +414,7 @@ def _walk(root: Path, out: Path | None) -> tuple[list[Path], list[tuple[Path, Au
         refused.append((path, AudioError(f"{path}: the folder cannot be read ({error.strerror}); check its permissions")))
 
     seen: set[tuple[int, int]] = set()
-    if out is not None and out.is_dir() and not os.path.samefile(out, root):
+    if out is not None and os.path.isdir(out) and not os.path.samefile(out, root):
         seen.add(_identity(out))
     files: list[Path] = []
     pending = [root]
@@ -617,14 +617,14 @@ def _triage(job: Job, plan: Plan, settings: Settings, overwrite: bool, skip_exis
     """What can be said of a job before any work: None where it is to be done."""
     target = job.target
     try:
-        if skip_existing and target.is_file():
+        if skip_existing and os.path.isfile(target):
             fault = _fault(job, plan.sample_rate, settings.salvage)
             if not fault:
                 text = f"{target}: exists already, skipped"
                 return Outcome(job.source, target, "skipped", text, row=_row(job.source, target, "skipped"))
             if not overwrite:
                 raise OutputError(f"{target}: exists already but {fault}; check it, and write it again with --overwrite")
-        elif target.exists() or not job.make_folders:
+        elif os.path.exists(target) or not job.make_folders:
             audio.check_output(target, overwrite)
     except OutputError as error:
         return _failure(job.source, target, error)
@@ -679,10 +679,10 @@ def _check_space(jobs: Iterable[Job], sample_rate: int, bits: str) -> None:
     folders: dict[int, Path] = {}
     for job in jobs:
         folder = job.target.absolute().parent
-        while not folder.is_dir():
+        while not os.path.isdir(folder):
             folder = folder.parent
         device = folder.stat().st_dev
-        replaced = job.target.stat().st_size if job.target.is_file() else 0
+        replaced = job.target.stat().st_size if os.path.isfile(job.target) else 0
         needed[device] = needed.get(device, 0) + _predicted_bytes(job, sample_rate, bits) - replaced
         folders.setdefault(device, folder)
     for device, folder in folders.items():
@@ -705,11 +705,11 @@ class _Table:
         self._path = path
         # The same name in every run: what a killed run leaves of it, the next one takes away.
         self._temporary = path.with_name(f".{path.name}.tmp")
-        if path.is_dir() or not path.parent.is_dir():
+        if os.path.isdir(path) or not os.path.isdir(path.parent):
             raise OutputError(f"{path}: is a folder or lies in none; give a file name in an existing folder")
-        if path.exists() and not (resume or overwrite):
+        if os.path.exists(path) and not (resume or overwrite):
             raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
-        self._earlier = self._read() if resume and path.exists() else {}
+        self._earlier = self._read() if resume and os.path.exists(path) else {}
         self._rows: dict[int, dict[str, Any]] = {}
         self._replace(self._earlier.values())
 
@@ -842,7 +842,7 @@ class _Worker:
 
 def _earlier_attempt(job: Job, sample_rate: int, salvage: bool) -> Outcome | None:
     """The outcome of a job whose worker was lost after it had renamed the output and before it could say so."""
-    if not job.target.is_file() or _fault(job, sample_rate, salvage):
+    if not os.path.isfile(job.target) or _fault(job, sample_rate, salvage):
         return None
     why = "its worker was lost before it could tell the figures"
     text = f"{job.source} → {job.target}  {audio.clock(job.seconds)}  done; {why}"

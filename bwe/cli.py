@@ -387,12 +387,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from bwe import audio
+
     out = Path(args.json_path) if args.json_path else None
     if out is not None:
-        if out.is_dir() or not out.parent.is_dir():
-            raise OutputError(f"{out}: is a folder or lies in none; give a file name in an existing folder")
-        if out.exists() and not args.overwrite:
-            raise OutputError(f"{out}: exists already; choose another name or overwrite it (--overwrite)")
+        audio.check_place(out, args.overwrite)
     from bwe import runs
     from bwe.evaluate import evaluate
 
