@@ -404,9 +404,9 @@ def load(
 ) -> Extender:
     """Load a model by shipped name (`bwe.list_models()`), by the path of its checkpoint folder, or from an exported ``.onnx``.
 
-    ``backend="onnx"`` runs the network in onnxruntime on ``threads`` threads (extra ``onnx``): a fifth of PyTorch's time for the
-    short blocks of a stream, about the same for whole files. A name or folder is exported in memory, which takes some seconds;
-    a file that `bwe export` wrote is there at once, and says itself whether it streams.
+    ``backend="onnx"`` runs the network in onnxruntime on ``threads`` threads (extra ``onnx``), in a third of PyTorch's time
+    for the short blocks of a stream, in hardly less for whole files. A name or folder is exported in memory, which takes some
+    seconds; a file that `bwe export` wrote is there at once, and says itself whether it streams.
 
     Raises ModelError (unknown, damaged or refused; see `hub.read`) and ConfigError (no such device or backend).
     """
