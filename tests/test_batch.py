@@ -417,6 +417,21 @@ def test_a_table_is_continued(tree: Path, tmp_path: Path, settings: Settings) ->
         batch.run(plan, settings, report=tmp_path / "none" / "r.jsonl", skip_existing=True)
 
 
+def test_every_result_is_in_the_table_at_once(tree: Path, tmp_path: Path, settings: Settings) -> None:
+    table = tmp_path / "r.jsonl"
+    plan = batch.plan([tree], tmp_path / "out", sample_rate=48_000, recursive=True)
+    seen: list[int] = []
+    batch.run(plan, settings, report=table, tell=lambda outcome: seen.append(len(rows(table))))
+    assert seen == [1, 2, 3]
+
+
+def test_out_of_memory_has_its_own_exit_code() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**16)
+    outcome = batch._failure(Path("a.wav"), None, caught.value)
+    assert (outcome.code, outcome.text) == (5, "a.wav: out of memory; free some, or use fewer workers")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

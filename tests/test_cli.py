@@ -264,3 +264,31 @@ def test_eval_in_a_process(tmp_path: Path, tiny_folder: Path, voice: Voice) -> N
     assert cli.main(["eval", str(tiny_folder), str(tmp_path / "nothing")]) == 2
     assert cli.main(["eval", str(tiny_folder), str(tmp_path / "set"), "--filter", "brickwal"]) == 2
     assert cli.main(["eval", "no-such-model", str(tmp_path / "set")]) == 3
+
+
+def test_what_does_not_go_with_a_pipe_is_said(talk: Path, tiny_folder: Path) -> None:
+    (talk.parent / "r.jsonl").touch()
+    for options, code, said in (
+        (["--engine", "ray"], 2, "no --engine"),
+        (["-r"], 2, "--recursive does not go with -"),
+        (["--report", "r.jsonl"], 4, "r.jsonl: exists already"),
+        (["--report", "none/r.jsonl"], 4, "the folder none does not exist"),
+    ):
+        done = run("extend", talk.name, "-o", "-", "-m", tiny_folder, *options, cwd=talk.parent)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done.stderr
+        assert said in done.stderr
+
+
+def test_inspect_degrade_and_doctor_in_a_process(tmp_path: Path) -> None:
+    example = Path(__file__).resolve().parent.parent / "examples" / "talk_48k.flac"
+    done = run("degrade", example, "-o", "low.wav", "--to", 4_000, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("inspect", "low.wav", "none.wav", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "verdict   content ends at 4." in done.stdout
+    assert done.stderr == "bwe: error: none.wav: no such file\n"
+    done = run("inspect", "--json", "low.wav", cwd=tmp_path)
+    assert json.loads(done.stdout)["sample_rate"] == 48_000
+    done = run("doctor", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["models"]) >= {"speech-48k", "speech-48k-stream", "tiny"}

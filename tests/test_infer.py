@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 from collections.abc import Callable
@@ -358,3 +359,59 @@ def test_random_weights_of_every_size_keep_the_contract(voice: Voice) -> None:
         assert model(x, 16_000, cutoff=7_000).shape == (1, 9_000)
         assert model.meta == {}
     assert hub.list_models() == sorted(hub.list_models())
+
+
+def test_what_cannot_be_written_is_refused_before_the_input_is_decoded(tiny: Extender, tmp_path: Path, voice: Voice) -> None:
+    audio.write(tmp_path / "in.wav", voice(8_000, 16_000, 6), 16_000)
+    (tmp_path / "there.wav").touch()
+    (tmp_path / "folder.png").mkdir()
+    seen: list[float] = []
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("there.wav", {}, "exists already"),
+        ("none/out.wav", {}, "does not exist"),
+        ("out.mp3", {}, "MP3 cannot hold 6 channels"),
+        ("out.xyz", {}, "not an output format"),
+        ("out.wav", {"spectrogram": tmp_path / "folder.png", "overwrite": True}, "is a folder"),
+        ("out.wav", {"spectrogram": tmp_path / "out.jpg"}, "ends in .png"),
+    ]
+    for name, options, said in cases:
+        with pytest.raises(OutputError, match=said):
+            infer.extend(tmp_path / "in.wav", tmp_path / name, tiny, progress=lambda done, total: seen.append(done), **options)
+    assert seen == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "in.wav", "there.wav"]
+
+
+def test_in_place_work_reports_the_sha256_of_what_was_read(tiny: Extender, tmp_path: Path, voice: Voice) -> None:
+    audio.write(tmp_path / "a.wav", voice(4_000, 16_000), 16_000)
+    before = hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()
+    row = infer.extend(tmp_path / "a.wav", tmp_path / "a.wav", tiny, overwrite=True).to_dict()
+    assert row["input"]["sha256"] == before != row["output"]["sha256"]
+
+
+def test_alike_channels_stay_alike_however_many(tiny: Extender, causal_tiny: generators.SEANet, voice: Voice) -> None:
+    for model in (tiny, Extender(causal_tiny)):
+        y = model(np.repeat(voice(6_000, 16_000), 5, axis=0), 16_000, chunk_seconds=0.2)
+        assert (y == y[:1]).all()
+        assert np.abs(y[:1] - model(voice(6_000, 16_000), 16_000)).max() < 1e-4 * np.abs(y).max()
+
+
+def test_amount_mixes_the_generated_band_in(tiny: Extender, tmp_path: Path, voice: Voice) -> None:
+    audio.write(tmp_path / "a.wav", voice(16_000, 16_000), 16_000, "FLOAT")
+    parts = {}
+    for amount in (0.0, 0.5, 1.0):
+        infer.extend(tmp_path / "a.wav", tmp_path / f"{amount}.wav", tiny, amount=amount)
+        parts[amount] = audio.read(tmp_path / f"{amount}.wav")[0]
+    assert np.abs(parts[0.5] - (parts[0.0] + parts[1.0]) / 2).max() < 1e-6
+    assert np.abs(parts[0.0] - dsp.resample(torch.from_numpy(voice(16_000, 16_000)), 16_000, 48_000).numpy()).max() < 1e-5
+
+
+def test_any_target_rate_has_the_exact_length(tiny: Extender, tmp_path: Path, voice: Voice) -> None:
+    audio.write(tmp_path / "a.wav", voice(5_001, 11_025), 11_025)
+    for rate in infer.TARGET_RATES:
+        report = infer.extend(tmp_path / "a.wav", tmp_path / f"{rate}.wav", tiny, sample_rate=rate)
+        assert sf.info(tmp_path / f"{rate}.wav").frames == report.frames_out == round(Fraction(5_001 * rate, 11_025))
+
+
+def test_device_auto_is_one_that_is_there(tiny_folder: Path) -> None:
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert infer.load(tiny_folder, device="auto").device.type == expected
