@@ -103,6 +103,7 @@ def _build_parser() -> _Parser:
     export.add_argument("model", metavar="MODEL", help="shipped name or checkpoint folder")
     export.add_argument("-o", "--output", metavar="F.onnx", required=True, help="the file to write")
     export.add_argument("--streaming", action="store_true", help="block by block, with its state as inputs and outputs")
+    export.add_argument("--int8", metavar="FOLDER", help="8-bit convolutions, calibrated on the recordings in FOLDER")
     export.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     doctor = add("doctor", _doctor, "Check this installation: versions, devices, codecs, models.")
@@ -325,7 +326,8 @@ def _export(args: argparse.Namespace) -> int:
     from bwe import export
 
     with _terminable():
-        print(export.export(args.model, args.output, streaming=args.streaming, overwrite=args.overwrite))
+        done = export.export(args.model, args.output, streaming=args.streaming, int8=args.int8, overwrite=args.overwrite)
+        print(_printable(str(done)))
     return 0
 
 

@@ -53,7 +53,7 @@ _BLOCK_LENGTHS = 16
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote.
+    """What `export` wrote; ``str(exported)`` for the terminal.
 
     Attributes:
         path: the file. bytes: its size. sha256: of the file. opset: of the ONNX operators in it.
@@ -65,6 +65,10 @@ class Exported:
     bytes: int
     opset: int
     sha256: str
+
+    def __str__(self) -> str:
+        size = f"{self.path}  {self.bytes / 1e6:.1f} MB  opset {self.opset}"
+        return f"{size}  largest difference from PyTorch {self.max_difference:.1e} of full scale"
 
 
 def _onnx() -> Any:

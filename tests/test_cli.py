@@ -292,3 +292,16 @@ def test_inspect_degrade_and_doctor_in_a_process(tmp_path: Path) -> None:
     done = run("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["models"]) >= {"speech-48k", "speech-48k-stream", "tiny"}
+
+
+def test_export_in_a_process(tmp_path: Path, tiny_folder: Path, talk: Path) -> None:
+    done = run("export", tiny_folder, "-o", "t.onnx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("t.onnx  ")
+    assert "opset 18  largest difference from PyTorch " in done.stdout
+    assert run("export", tiny_folder, "-o", "t.onnx", cwd=tmp_path).returncode == 4
+    done = run("extend", talk, "-m", "t.onnx", "-o", "a.wav", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run("extend", talk, "-m", tiny_folder, "-o", "b.wav", cwd=tmp_path).returncode == 0
+    onnx, torch = (audio.read(tmp_path / f"{name}.wav")[0] for name in "ab")
+    assert np.abs(onnx - torch).max() < 4 / 32_768  # 16 bits and their dither
