@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -479,11 +480,31 @@ def stdin_source() -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def _signals_wait(needed: bool) -> Iterator[None]:
+    """Ctrl-C and SIGTERM, raised in a Python callback, would be lost in C or pass for damage: they wait for the call's end."""
+    if not needed or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for late in came:
+        signal.raise_signal(late)
+
+
+@contextlib.contextmanager
 def _sndfile(media: BinaryIO) -> Iterator[sf.SoundFile]:
     # A real file is handed over by its descriptor: Ctrl-C raised inside a Python callback would be lost in C.
     source: Any = media if isinstance(media, Spliced) else media.fileno()
     try:
-        file = sf.SoundFile(source, "r", closefd=False) if isinstance(source, int) else sf.SoundFile(source, "r")
+        with _signals_wait(not isinstance(source, int)):
+            file = sf.SoundFile(source, "r", closefd=False) if isinstance(source, int) else sf.SoundFile(source, "r")
     except _HOSTILE as error:
         raise _DamageError(_reason(error)) from None
     try:
@@ -508,7 +529,7 @@ def _sndfile_pieces(media: BinaryIO, step: int, noisy: bool) -> Iterator[np.ndar
             file = stack.enter_context(_sndfile(media))
         while True:
             piece = np.empty((step, file.channels), np.float32)
-            with _quiet_decoder(noisy):
+            with _quiet_decoder(noisy), _signals_wait(isinstance(media, Spliced)):
                 # soundfile's own read seeks after every block, which fails at the end of a stream of unknown length, and
                 # drops what was decoded before an error.
                 count = sf._snd.sf_readf_float(file._file, sf._ffi.cast("float *", piece.ctypes.data), step)

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -853,3 +854,29 @@ def test_sweep_takes_only_what_nobody_writes(tmp_path: Path) -> None:
     assert audio.sweep(tmp_path) == len(gone) + 1
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
     assert audio.sweep(tmp_path / "no such folder") == 0
+
+
+def test_an_interrupt_inside_a_decoder_is_neither_lost_nor_damage(tmp_path: Path) -> None:
+    audio.write(tmp_path / "a.flac", 0.1 * np.random.default_rng(0).standard_normal((1, 400_000)).astype(np.float32), 48_000)
+    stream = io.BytesIO((tmp_path / "a.flac").read_bytes())
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def read_for_ever() -> None:
+        with audio.Reader(stream) as reader:
+            while True:
+                for _ in reader.blocks(4_096):
+                    pass
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    rng = np.random.default_rng(1)
+    try:
+        for _ in range(40):
+            timer = threading.Timer(rng.uniform(0, 0.01), signal.raise_signal, [signal.SIGINT])
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                read_for_ever()
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
