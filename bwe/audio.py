@@ -486,16 +486,18 @@ def _signals_wait(needed: bool) -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(number))
+    interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: came.append(number))
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    for late in came:
-        signal.raise_signal(late)
+        try:  # as either may raise as soon as it is in place again
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if terminate is None else terminate)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt is None else interrupt)
+        for late in came:
+            signal.raise_signal(late)
 
 
 @contextlib.contextmanager

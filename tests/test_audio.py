@@ -869,7 +869,7 @@ def test_an_interrupt_inside_a_decoder_is_neither_lost_nor_damage(tmp_path: Path
                 for _ in reader.blocks(4_096):
                     pass
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before, terminate = signal.signal(signal.SIGINT, interrupt), signal.getsignal(signal.SIGTERM)
     rng = np.random.default_rng(1)
     try:
         for _ in range(40):
@@ -877,6 +877,7 @@ def test_an_interrupt_inside_a_decoder_is_neither_lost_nor_damage(tmp_path: Path
             timer.start()
             with pytest.raises(KeyboardInterrupt):
                 read_for_ever()
-        assert signal.getsignal(signal.SIGINT) is interrupt
+            assert signal.getsignal(signal.SIGINT) is interrupt
+            assert signal.getsignal(signal.SIGTERM) is terminate
     finally:
         signal.signal(signal.SIGINT, before)
