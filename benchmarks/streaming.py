@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bwe import audio, dsp, export, generators, infer
+from bwe import audio, dsp, export, generators, infer, stepper
 from bwe.errors import BweError
 
 MODEL = "speech-48k-stream"
@@ -43,19 +43,8 @@ def untrained(size: str) -> infer.Extender:
 
 def torch_stream(generator: Any) -> Advance:
     """`(1, 1, n * hop)` -> the same, in eager PyTorch."""
-    held: list[torch.Tensor] = []
-    with torch.inference_mode():
-        told = generator.tell(torch.tensor([CUTOFF_HZ]))
-
-    def advance(x: np.ndarray) -> np.ndarray:
-        nonlocal held
-        with torch.inference_mode():
-            past = dsp.Past(held)
-            y = generator.advance(torch.from_numpy(x), told, past)
-            held = past.kept
-        return y.numpy()
-
-    return advance
+    stream = stepper.Stepper(generator).stream(CUTOFF_HZ)
+    return lambda x: stream.advance(torch.from_numpy(x[0, 0])).numpy()[None, None]
 
 
 def talk(rate: int, seconds: float) -> np.ndarray:

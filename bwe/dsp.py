@@ -6,7 +6,6 @@ Shapes: `B` batch, `C` channels, `T` samples, `N` frames, `F` bins, `K` bands. A
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, get_args
@@ -294,35 +293,6 @@ def splice_highpass(x: Tensor, sr: int, cutoff_hz: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, size)[..., taps - 1 :].reshape(*x.shape[:-1], -1)[..., :length]
 
 
-class Past:
-    """What a causal network remembers: for each place that looks back, the samples before the block at hand.
-
-    The places ask in the same order in every call, so a list is enough: `kept` of one block is what the next one starts from.
-    A fresh one, with nothing held, stands for the silence before a signal; with it one call takes a whole signal.
-    """
-
-    def __init__(self, held: Sequence[Tensor] = ()) -> None:
-        self.held = held
-        self.kept: list[Tensor] = []
-
-    def before(self, x: Tensor, count: int) -> Tensor:
-        """`(..., N)` -> `(..., count + N)`: the block with the `count` samples that came before it."""
-        if count == 0:
-            return x
-        if self.held:
-            earlier = self.held[len(self.kept)]
-        else:
-            earlier = x.new_zeros(*x.shape[:-1], count)
-            if x.dim() == 4:  # in the memory layout of the block, or all that follows runs in the slow one
-                earlier = earlier.contiguous(memory_format=torch.channels_last)
-        joined = torch.cat([earlier, x], dim=-1)
-        kept = joined[..., -count:]
-        if joined.shape[-1] > 4 * count and not torch.compiler.is_exporting():
-            kept = kept.clone()  # a view would keep the whole block in memory until the next one has gone through
-        self.kept.append(kept)
-        return joined
-
-
 _CAUSAL_SPLICE_ATTENUATION_DB = 62.0
 _CAUSAL_SPLICE_HZ = (-200.0, 310.0)
 
@@ -371,7 +341,7 @@ def causal_splice_weights(sr: int, cutoff_hz: np.ndarray, delay: int, phases: in
     return np.ascontiguousarray(weights.transpose(0, 2, 1, 3, 4)).reshape(len(cutoff_hz), phases, 2 * phases, taps)
 
 
-def causal_splice(x: Tensor, generated: Tensor, weights: Tensor, past: Past) -> Tensor:
+def causal_splice(x: Tensor, generated: Tensor, weights: Tensor) -> Tensor:
     """The input below the cut-off, `delay` samples late, plus the generated band above it: `lowpass(x) + highpass(generated)`.
 
     Args:
@@ -383,9 +353,8 @@ def causal_splice(x: Tensor, generated: Tensor, weights: Tensor, past: Past) -> 
     """
     items, phases, _, taps = weights.shape
     frames = rearrange(torch.cat([x, generated], dim=1), "b c (n p) -> 1 (b c p) n", p=phases)
-    joined = past.before(frames, taps - 1)
     with torch.autocast(x.device.type, enabled=False):
-        mixed = F.conv1d(joined, weights.flatten(0, 1), groups=items)
+        mixed = F.conv1d(F.pad(frames, (taps - 1, 0)), weights.flatten(0, 1), groups=items)
     return rearrange(mixed, "1 (b p) n -> b 1 (n p)", b=items)
 
 
@@ -443,20 +412,20 @@ class PQMF(nn.Module):
         self.centred: Tensor
         self.late: Tensor
 
-    def analysis(self, x: Tensor, past: Past | None = None) -> Tensor:
-        """`(B, 1, T)` with T a multiple of `bands` -> `(B, K, T / K)`; with a past, `margin` samples late."""
+    def analysis(self, x: Tensor, late: bool = False) -> Tensor:
+        """`(B, 1, T)` with T a multiple of `bands` -> `(B, K, T / K)`; causal where it may be `late`, by `margin` samples."""
         with torch.autocast(x.device.type, enabled=False):
-            joined = F.pad(x, (self.margin, self.margin)) if past is None else past.before(x, 2 * self.margin)
-            bands = F.conv1d(joined, self.filters, stride=self.bands)
+            padding = (2 * self.margin, 0) if late else (self.margin, self.margin)
+            bands = F.conv1d(F.pad(x, padding), self.filters, stride=self.bands)
         return bands[..., : x.shape[-1] // self.bands]
 
-    def synthesis(self, bands: Tensor, past: Past | None = None) -> Tensor:
-        """`(B, K, N)` -> `(B, 1, N * K)`; with a past, `margin` samples late."""
+    def synthesis(self, bands: Tensor, late: bool = False) -> Tensor:
+        """`(B, K, N)` -> `(B, 1, N * K)`; causal where it may be `late`, by `margin` samples."""
         with torch.autocast(bands.device.type, enabled=False):
-            if past is None:
-                phases = F.conv1d(bands, self.centred, padding=self.centred.shape[-1] // 2)
+            if late:
+                phases = F.conv1d(F.pad(bands, (self.late.shape[-1] - 1, 0)), self.late)
             else:
-                phases = F.conv1d(past.before(bands, self.late.shape[-1] - 1), self.late)
+                phases = F.conv1d(bands, self.centred, padding=self.centred.shape[-1] // 2)
         return rearrange(phases, "b m n -> b 1 (n m)")
 
 

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bwe
-from bwe import audio, dsp, generators, hub
+from bwe import audio, dsp, generators, hub, stepper
 from bwe.errors import AudioError, BweError, ConfigError, ModelError, OutputError
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ MAX_BYTES = 1 << 30
 _FRAMES_PER_HOP = 4
 _CALIBRATION_CLIPS, _CALIBRATION_SECONDS = 32, 3.0
 _SILENCE = 10 ** (-90 / 20)
-# Lengths of block for which a stream keeps buffers.
-_BLOCK_LENGTHS = 16
+# Of the hops of a calibration clip that goes through as a stream, every so many.
+_CALIBRATION_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Graph(nn.Module):
 
     def __init__(self, net: generators.SEANet) -> None:
         super().__init__()
-        self.net = net
+        self.embedding = net.embedding
         films = [film.affine for film in (*net.encoder_film, *net.bottleneck_film, *reversed(net.decoder_film))]
         self.widths = [film.out_features // 2 for film in films for _ in ("scale", "shift")]
         one = [torch.full((width,), float(i % 2 == 0)) for i, width in enumerate(self.widths)]
@@ -101,12 +101,12 @@ class _Graph(nn.Module):
         self.weight: Tensor
         self.bias: Tensor
 
-    def told(self, cutoff_hz: Tensor, splice: Tensor) -> generators.Told:
-        """`SEANet.tell` for a graph."""
-        embedding = self.net.embedding
-        condition = embedding(cutoff_hz) if embedding else torch.zeros_like(cutoff_hz)[:, None]
-        parts = F.linear(condition, self.weight, self.bias)[:, :, None, None].split(self.widths, dim=1)
-        return generators.Told(list(zip(parts[::2], parts[1::2], strict=True)), splice)
+    def modulation(self, cutoff_hz: Tensor, dims: int) -> list[tuple[Tensor, Tensor]]:
+        """Scale and shift of every level, `(1, D)` or, in four dimensions, `(1, D, 1, 1)`."""
+        condition = self.embedding(cutoff_hz) if self.embedding else torch.zeros_like(cutoff_hz)[:, None]
+        values = F.linear(condition, self.weight, self.bias)
+        parts = (values if dims == 2 else values[:, :, None, None]).split(self.widths, dim=1)
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _convolve(x: Tensor, kernels: Tensor, ahead: int, frame: int) -> Tensor:
@@ -132,6 +132,7 @@ class _Centred(_Graph):
 
     def __init__(self, net: generators.SEANet) -> None:
         super().__init__(net)
+        self.net = net
         half = dsp.splice_taps(net.sample_rate) // 2
         n = torch.arange(-half, half + 1)
         beta = 0.1102 * (dsp._SPLICE_ATTENUATION_DB - 8.7)
@@ -144,7 +145,7 @@ class _Centred(_Graph):
         self.impulse: Tensor
 
     def forward(self, x: Tensor, cutoff_hz: Tensor, samples: Tensor) -> Tensor:
-        generated = self.net.missing_band(x, self.told(cutoff_hz, cutoff_hz))
+        generated = self.net.missing_band(x, generators.Told(self.modulation(cutoff_hz, 4), cutoff_hz))
         if not self.net.config.passthrough:
             return generated
         middle = cutoff_hz + sum(dsp.SPLICE_HZ) / 2
@@ -158,20 +159,30 @@ class _Centred(_Graph):
 class _Causal(_Graph):
     """`SEANet.forward` of a causal generator; the splice is an input, its minimum phase has no closed form."""
 
+    def __init__(self, net: generators.SEANet) -> None:
+        super().__init__(net)
+        self.net = net
+
     def forward(self, x: Tensor, cutoff_hz: Tensor, splice: Tensor) -> Tensor:
         net = self.net
         padded = F.pad(x, (0, -(-net.delay // net.hop) * net.hop))
-        y = net.advance(padded, self.told(cutoff_hz, splice), dsp.Past())
+        y = net.missing_band(padded, generators.Told(self.modulation(cutoff_hz, 4), splice))
+        if net.config.passthrough:
+            y = dsp.causal_splice(padded, y, splice)
         return y[..., net.delay : net.delay + x.shape[-1]]
 
 
 class _Streaming(_Graph):
-    """`SEANet.advance`, what it remembers handed in and out."""
+    """`stepper.Stepper` over one hop, what it remembers handed in and out."""
+
+    def __init__(self, net: generators.SEANet) -> None:
+        super().__init__(net)
+        self.stepper = stepper.Stepper(net)
 
     def forward(self, x: Tensor, cutoff_hz: Tensor, splice: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        past = dsp.Past(states)
-        y = self.net.advance(x, self.told(cutoff_hz, splice), past)
-        return y, past.kept
+        memory = stepper.Memory(states)
+        y = self.stepper(x.view(-1), stepper.Told(self.modulation(cutoff_hz, 2), splice), memory)
+        return y.view(1, 1, -1), memory.tables
 
 
 _HOW_TO_RUN = """\
@@ -191,12 +202,14 @@ def run(x, cutoff_hz):
 """
 _RUN_STREAM = """\
 def run(blocks, cutoff_hz):
-    # blocks (1, 1, n * {hop}), one after the other -> the same of the output, {delay} samples late
-    feeds = {{"cutoff_hz": np.array([cutoff_hz], np.float32), "splice": causal_splice_weights({arguments})}}
-    names = [i.name for i in session.get_inputs() if i.name.startswith("state_")]
-    states = [np.zeros(i.shape, np.float32) for i in session.get_inputs() if i.name.startswith("state_")]
+    # blocks (1, 1, {hop}), one after the other -> the same of the output, {delay} samples late
+    splice = causal_splice_weights({arguments})[0]
+    feeds = {{"cutoff_hz": np.array([cutoff_hz], np.float32), "splice": splice.transpose(2, 1, 0).reshape(-1, {bands})}}
+    states = {{i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs() if i.name.startswith("state_")}}
     for x in blocks:
-        y, *states = session.run(None, feeds | dict(zip(names, states)) | {{"x": x}})
+        y, *tables = session.run(None, feeds | states | {{"x": x}})
+        # A table is the state that was given and what this block adds to it.
+        states = {{name: table[-len(states[name]) :] for name, table in zip(states, tables)}}
         yield y
 """
 
@@ -208,6 +221,7 @@ def _how_to_run(net: generators.SEANet, streaming: bool) -> str:
         "sample_rate": net.sample_rate,
         "hop": net.hop,
         "delay": net.delay,
+        "bands": net.config.bands,
         "arguments": f"{net.sample_rate}, {cutoffs}, {net.delay}, {net.config.bands}",
     }
     more = '"splice": causal_splice_weights({arguments})' if net.causal else '"samples": np.array([x.shape[-1]])'
@@ -248,36 +262,31 @@ def _source(model: str | os.PathLike[str] | nn.Module) -> tuple[generators.SEANe
     return net, meta
 
 
-def _states(net: generators.SEANet) -> list[Tensor]:
-    """What a causal generator remembers of silence."""
-    past = dsp.Past()
-    with torch.inference_mode():
-        net.advance(torch.zeros(1, 1, net.hop), net.tell(torch.tensor([1000.0])), past)
-    return [torch.zeros(kept.shape) for kept in past.kept]
-
-
 def _float_graph(net: generators.SEANet, meta: dict[str, Any], streaming: bool) -> onnx.ModelProto:
     """The graph with its metadata, not compared with anything yet."""
     _onnx()
     frames = torch.export.Dim("frames", min=1, max=1 << 20)
     cutoff_hz = torch.full((1,), net.sample_rate / 12)
     inputs: list[Any] = [torch.zeros(1, 1, 3 * net.hop), cutoff_hz]
-    shapes: list[Any] = [{2: net.hop * frames}, None]
-    names, outputs = ["x", "cutoff_hz"], ["y"]
-    shapes.append(None)
-    if net.causal:
-        graph: nn.Module = _Streaming(net) if streaming else _Causal(net)
+    shapes: list[Any] = [{2: net.hop * frames}, None, None]
+    names, outputs = ["x", "cutoff_hz", "splice" if net.causal else "samples"], ["y"]
+    graph: nn.Module
+    if streaming:
+        graph = _Streaming(net)
+        x, memory = torch.zeros(1, 1, net.hop), stepper.Memory()
+        with torch.no_grad():
+            told = graph.stepper.tell(float(cutoff_hz))
+            graph.stepper(x.view(-1), told, memory)
+        states = [torch.zeros_like(kept) for kept in memory.kept()]
+        inputs, shapes = [x, cutoff_hz, told.splice, states], [None, None, None, [None] * len(states)]
+        names += [f"state_{i}" for i in range(len(states))]
+        outputs += [f"next_{i}" for i in range(len(states))]
+    elif net.causal:
+        graph = _Causal(net)
         inputs.append(net.tell(cutoff_hz).splice)
-        names.append("splice")
     else:
         graph = _Centred(net)
         inputs.append(torch.tensor([3 * net.hop]))
-        names.append("samples")
-    if streaming:
-        inputs.append(_states(net))
-        shapes.append([None] * len(inputs[-1]))
-        names += [f"state_{i}" for i in range(len(inputs[-1]))]
-        outputs += [f"next_{i}" for i in range(len(inputs[-1]))]
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -333,20 +342,14 @@ def _speechlike(frames: int, rate: int) -> np.ndarray:
 
 
 def _difference(runner: OnnxGenerator, net: generators.SEANet) -> float:
-    """Largest difference of the file's output from the module's, over two lengths and, where it streams, block by block."""
+    """Largest difference of the file's output from the module's, over two lengths."""
     rate, hop = net.sample_rate, net.hop
     differences = []
     for frames, cutoff_hz in ((3 * hop + 17, rate / 12), (40 * hop, rate / 5)):
         x = _speechlike(frames, rate)
         with torch.inference_mode():
             expected = net(torch.from_numpy(x), torch.tensor([cutoff_hz])).numpy()
-        found = [runner(x, np.array([cutoff_hz]))]
-        if runner.streaming:
-            stream, edges = runner.stream(cutoff_hz), np.cumsum([0, 1, 1, 2, 5, 1, 3] * 4)
-            blocks = [x[..., a * hop : b * hop] for a, b in itertools.pairwise(edges) if b * hop <= frames]
-            joined = np.concatenate([stream.advance(block) for block in blocks], axis=-1)
-            found.append(joined[..., net.delay :])
-        differences += [np.abs(y - expected[..., : y.shape[-1]]).max() for y in found]
+        differences.append(np.abs(runner(x, np.array([cutoff_hz])) - expected).max())
     worst = float(np.max(differences))
     return worst if math.isfinite(worst) else math.inf
 
@@ -401,11 +404,12 @@ def _quantised(
     if not any(len(clip) >= net.hop for clip in clips):
         raise AudioError(f"{calibration if clips == [] else 'calibration'}: no audio to calibrate the 8-bit ranges with")
     runner = OnnxGenerator(proto.SerializeToString())
-    feeds = (runner._feeds(x, cutoff_hz, x.shape[-1]) for x, cutoff_hz in _narrow(clips, net))
-    layers = {name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)} - {"stem", "head"}
-    weights = {f"net.{name}.weight" for name in layers}
-    nodes = [node.name for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in weights]
-    assert len(nodes) == len(layers)
+    feeds = itertools.chain.from_iterable(runner._calls(x, cutoff_hz) for x, cutoff_hz in _narrow(clips, net))
+    operator = "Gemm" if runner.streaming else "Conv"
+    where = "stepper" if runner.streaming else "net"
+    trunk = tuple(f"{where}.{part}." for part in ("encoder", "down", "bottleneck", "up", "decoder"))
+    nodes = [node.name for node in proto.graph.node if node.op_type == operator and node.input[1].startswith(trunk)]
+    assert len(nodes) == sum(isinstance(module, nn.Conv2d) for module in net.modules()) - 2
     properties = {prop.key: prop.value for prop in proto.metadata_props}
     # Constants are folded and shapes known, which is all that the preparation that onnxruntime asks for would do.
     _onnx().helper.set_model_props(proto, properties | {"onnx.quant.pre_process": "onnxruntime.quant"})
@@ -419,7 +423,7 @@ def _quantised(
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=["Conv"],
+            op_types_to_quantize=[operator],
             nodes_to_quantize=nodes,
         )
         quantised: onnx.ModelProto = _onnx().load(target)
@@ -466,8 +470,8 @@ def export(
     * `x` (1, 1, T), T a multiple of `hop`; `cutoff_hz` (1,) in Hz; `y` (1, 1, T), aligned with `x`;
     * of a centred model also `samples` (1,), int64: how many of T are the signal, the others being padding;
     * of a causal model also `splice`, which is `dsp.causal_splice_weights`;
-    * with `streaming` also `state_0`, `state_1`, …, zeros at the start of a stream; `y` is late by `delay` samples, and
-      `next_0`, `next_1`, … are the states of the next call.
+    * with `streaming` T is one `hop`, and `y` is late by `delay` samples; `splice` is `stepper.side_by_side` of those weights;
+      `state_0`, `state_1`, … are zeros at the start of a stream, then the last rows of the last call's `next_0`, `next_1`, ….
 
     Args:
         model: shipped name, checkpoint folder, or a generator, which is left as it is.
@@ -563,6 +567,12 @@ def _read(source: str | os.PathLike[str]) -> bytes:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def _is_end(state: list[Any], table: list[Any]) -> bool:
+    """Whether a state of that shape is the last rows of such a table."""
+    numbers = all(isinstance(n, int) and n > 0 for n in (*state, *table))
+    return numbers and len(state) == len(table) == 2 and state[0] <= table[0] and state[1] == table[1]
+
+
 class OnnxGenerator:
     """An exported generator in onnxruntime on the CPU: `y = generator(x, cutoff_hz)` as of the module, arrays for tensors.
 
@@ -599,10 +609,12 @@ class OnnxGenerator:
         inputs = {node.name: node.shape for node in self._session.get_inputs()}
         self._state_shapes = [inputs[name] for name in (f"state_{i}" for i in range(len(inputs))) if name in inputs]
         states = range(len(self._state_shapes))
+        self._table_shapes = [node.shape for node in self._session.get_outputs()[1:]]
         wanted = {"x", "cutoff_hz", "splice" if self.causal else "samples", *(f"state_{i}" for i in states)}
         outputs = ["y", *(f"next_{i}" for i in states)]
         known = inputs.keys() == wanted and [node.name for node in self._session.get_outputs()] == outputs
-        if not known or self.streaming != bool(states) or not all(isinstance(n, int) for s in self._state_shapes for n in s):
+        pairs = zip(self._state_shapes, self._table_shapes, strict=False)
+        if not known or self.streaming != bool(states) or not all(_is_end(*pair) for pair in pairs):
             raise ModelError(f"{where}: its inputs and outputs are not those of its metadata; export the model again")
 
     def _properties(self, properties: dict[str, str], where: str) -> None:
@@ -631,17 +643,25 @@ class OnnxGenerator:
     def __repr__(self) -> str:
         return f"OnnxGenerator({self.meta['arch']}, {self.sample_rate} Hz, {self.precision}, {self.threads} threads)"
 
-    def _feeds(self, x: np.ndarray, cutoff_hz: float, samples: int) -> dict[str, np.ndarray]:
-        """`(1, 1, n * hop)`, of which `samples` are signal, and a cut-off -> what the session takes at a signal's start."""
-        feeds = {"x": x, "cutoff_hz": np.array([cutoff_hz], np.float32)}
-        if self.causal:
-            feeds["splice"] = self._splice(cutoff_hz)
-        else:
-            feeds["samples"] = np.array([samples])
-        return feeds | {f"state_{i}": np.zeros(shape, np.float32) for i, shape in enumerate(self._state_shapes)}
+    def _feeds(self, cutoff_hz: float, samples: int) -> dict[str, np.ndarray]:
+        """What the session takes beside the signal, of which so many samples are not padding."""
+        feeds = {"cutoff_hz": np.array([cutoff_hz], np.float32)}
+        if not self.causal:
+            return feeds | {"samples": np.array([samples])}
+        splice = dsp.causal_splice_weights(self.sample_rate, np.array([cutoff_hz]), self.delay, self.config.bands)
+        return feeds | {"splice": stepper.side_by_side(torch.from_numpy(splice[0])).numpy() if self.streaming else splice}
 
-    def _splice(self, cutoff_hz: float) -> np.ndarray:
-        return dsp.causal_splice_weights(self.sample_rate, np.array([cutoff_hz]), self.delay, self.config.bands)
+    def _calls(self, x: np.ndarray, cutoff_hz: float) -> Iterator[dict[str, np.ndarray]]:
+        """All that the session is given for a signal `(1, 1, n * hop)`; of a stream, some of its hops."""
+        if not self.streaming:
+            yield {"x": x} | self._feeds(cutoff_hz, x.shape[-1])
+            return
+        lane = _Lane(self, cutoff_hz)
+        for number, start in enumerate(range(0, x.shape[-1], self.hop)):
+            block = x[..., start : start + self.hop]
+            if number % _CALIBRATION_STEP == _CALIBRATION_STEP - 1:
+                yield {"x": block} | lane.feeds()
+            lane.advance(block[0])
 
     def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray) -> np.ndarray:
         """Fills the band above the cut-off, as `SEANet.forward`.
@@ -660,8 +680,12 @@ class OnnxGenerator:
             return y
         padding = (0, late + -(length + late) % self.hop)
         for i, (signal, hz) in enumerate(zip(x, cutoff_hz, strict=True)):
-            padded = np.pad(signal.astype(np.float32, copy=False), ((0, 0), padding))[None]
-            y[i] = self._session.run(["y"], self._feeds(padded, float(hz), length))[0][0, :, late : late + length]
+            padded = np.pad(signal.astype(np.float32, copy=False), ((0, 0), padding))
+            if self.streaming:
+                whole = _Lane(self, float(hz)).advance(padded)
+            else:
+                whole = self._session.run(["y"], {"x": padded[None]} | self._feeds(float(hz), length))[0][0]
+            y[i] = whole[:, late : late + length]
         return y
 
     def stream(self, cutoff_hz: np.ndarray | float) -> OnnxStream:
@@ -672,43 +696,44 @@ class OnnxGenerator:
 
 
 class _Lane:
-    """One signal of a stream: its states, and buffers that are bound to the graph once for every length of block."""
+    """One signal of a stream: its states, in buffers that are bound to the graph once."""
 
     def __init__(self, generator: OnnxGenerator, cutoff_hz: float) -> None:
-        self._session = generator._session
-        self._told = {"cutoff_hz": np.array([cutoff_hz], np.float32), "splice": generator._splice(cutoff_hz)}
-        # The graph reads one set and writes the other, and then they change places.
-        self._states = [[np.zeros(shape, np.float32) for shape in generator._state_shapes] for _ in range(2)]
-        self._turn = 0
-        self._bound: dict[int, tuple[np.ndarray, np.ndarray, list[Any]]] = {}
-
-    def _bind(self, length: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-        """Input and output of so many samples, and a binding for either turn."""
-        x, y = np.zeros((1, 1, length), np.float32), np.empty((1, 1, length), np.float32)
-        bindings = []
-        for held, kept in (self._states, self._states[::-1]):
-            inputs = {"x": x, **self._told, **{f"state_{i}": state for i, state in enumerate(held)}}
-            outputs = {"y": y, **{f"next_{i}": state for i, state in enumerate(kept)}}
+        self._session, self._hop = generator._session, generator.hop
+        self._told = generator._feeds(cutoff_hz, 0)
+        self._x, self._y = (np.zeros((1, 1, self._hop), np.float32) for _ in range(2))
+        # The graph reads the ends of one set of tables and writes the other, and then they change places.
+        self._tables = [[np.zeros(shape, np.float32) for shape in generator._table_shapes] for _ in range(2)]
+        self._counts = [shape[0] for shape in generator._state_shapes]
+        self._bindings = []
+        for turn in range(2):
             binding = self._session.io_binding()
-            for name, array in inputs.items():
+            self._turn = turn
+            for name, array in {"x": self._x, **self._states(), **self._told}.items():
                 binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-            for name, array in outputs.items():
+            for name, array in {"y": self._y, **{f"next_{i}": t for i, t in enumerate(self._tables[1 - turn])}}.items():
                 binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-            bindings.append(binding)
-        return x, y, bindings
+            self._bindings.append(binding)
+        self._turn = 0
+
+    def _states(self) -> dict[str, np.ndarray]:
+        """Views of the tables that are read next."""
+        ends = zip(self._tables[self._turn], self._counts, strict=True)
+        return {f"state_{i}": table[len(table) - count :] for i, (table, count) in enumerate(ends)}
+
+    def feeds(self) -> dict[str, np.ndarray]:
+        """All that the next hop goes through with, but the signal; copies."""
+        return {name: array.copy() for name, array in (self._told | self._states()).items()}
 
     def advance(self, x: np.ndarray) -> np.ndarray:
-        """`(1, n * hop)` -> the same of the output, overwritten by the next call."""
-        length = x.shape[-1]
-        if length not in self._bound:
-            if len(self._bound) == _BLOCK_LENGTHS:
-                self._bound.clear()
-            self._bound[length] = self._bind(length)
-        block, y, bindings = self._bound[length]
-        block[0] = x
-        self._session.run_with_iobinding(bindings[self._turn])
-        self._turn = 1 - self._turn
-        return y[0]
+        """`(1, n * hop)` -> the same of the output."""
+        y = np.empty(x.shape, np.float32)
+        for start in range(0, x.shape[-1], self._hop):
+            self._x[0] = x[:, start : start + self._hop]
+            self._session.run_with_iobinding(self._bindings[self._turn])
+            self._turn = 1 - self._turn
+            y[:, start : start + self._hop] = self._y[0]
+        return y
 
 
 class OnnxStream:
@@ -725,11 +750,7 @@ class OnnxStream:
         """
         if x.ndim != 3 or x.shape[:2] != (len(self._lanes), 1) or x.shape[-1] % self._hop:
             raise AudioError(f"a stream takes blocks of shape ({len(self._lanes)}, 1, n * {self._hop}), not {x.shape}")
-        y = np.empty(x.shape, np.float32)
-        if x.shape[-1]:
-            for lane, block, out in zip(self._lanes, x, y, strict=True):
-                out[:] = lane.advance(block)
-        return y
+        return np.stack([lane.advance(block) for lane, block in zip(self._lanes, x, strict=True)])
 
     __call__ = advance
 

@@ -33,10 +33,10 @@ from bwe.layers import MRF, Film, ResidualUnits, SubPixel, activate, conv, fold_
 __all__ = ["SIZES", "SEANet", "fold_weight_norm"]
 
 # -100 dBFS: below any PCM-16 floor, so that filter residue and rounding noise are not blown up to full level.
-_LEVEL_FLOOR = 1e-5
-_LOG_GAIN_MAX = 3.0
+LEVEL_FLOOR = 1e-5
+LOG_GAIN_MAX = 3.0
 # Pairs of sub-band samples between the means that `_without_edges` takes, each over four times as many.
-_EDGE_STEP = 8
+EDGE_STEP = 8
 # Taps per band and attenuation in dB of the filter bank of a causal generator: 3.5 ms instead of 6 there and back.
 _CAUSAL_PQMF = (7, 60.0)
 
@@ -87,24 +87,30 @@ class Config:
             raise ValueError("a SEANet is limited to 4096 channels, 256 bands and 64 bottleneck blocks")
         if self.sample_rate < 1000 or min(self.strides, default=1) < 2 or any(s % 2 for s in self.strides):
             raise ValueError("a SEANet needs a sample rate of at least 1000 Hz and even strides")
+        if self.causal and self.bands % 2:
+            raise ValueError("a causal SEANet has an even number of bands")
         if any(k % 2 == 0 for ks in self.kernels for k in ks):
             raise ValueError("the kernels of a SEANet are odd")
         if self.level_frames % 8 or math.prod(self.strides) % (self.level_frames // 4):
             raise ValueError("level_frames of a SEANet is a multiple of 8 whose quarter divides the product of the strides")
-        if math.prod(self.strides) % (2 * _EDGE_STEP):
-            raise ValueError(f"the product of the strides of a SEANet is a multiple of {2 * _EDGE_STEP}")
+        if math.prod(self.strides) % (2 * EDGE_STEP):
+            raise ValueError(f"the product of the strides of a SEANet is a multiple of {2 * EDGE_STEP}")
 
 
 SIZES: dict[str, Config] = {
     "S": Config(),
     "B": Config(channels=(80, 192, 384), blocks=9, kernels=((3, 7), (3, 7)), encoder_dilations=(1, 3, 9)),
+    # For streams: few layers, since for 8 ms at a time a layer costs its call and not its width; weights that stay in cache.
+    "live": Config(channels=(48, 80, 112), blocks=4, dilations=(1, 4), encoder_dilations=(1,), causal=True),
     "tiny": Config(channels=(12, 16, 24), blocks=1, dilations=(1,), encoder_dilations=(1,), conditioning=8),
 }
 
 
-def _means_at_steps(x: Tensor, step: int, past: dsp.Past) -> Tensor:
-    """`(..., N)` -> `(..., N / step + 1)`: at the start of the block and after every step, the mean of the last four steps."""
-    return F.avg_pool1d(past.before(F.avg_pool1d(x, step), 4), 4, stride=1)
+def _means_at_steps(x: Tensor, step: int) -> Tensor:
+    """`(..., N)` -> `(..., N / step + 1)`: at the start and after every step, the mean of the last four steps."""
+    means = F.avg_pool1d(x, step)
+    # Joined, not padded: onnxruntime makes padding part of the pooling, and refuses it for being as long as the window.
+    return F.avg_pool1d(torch.cat([means.new_zeros(*means.shape[:-1], 4), means], dim=-1), 4, stride=1)
 
 
 def _between(knots: Tensor, step: int) -> Tensor:
@@ -149,13 +155,14 @@ def _folded(module: nn.Module) -> dict[str, Tensor]:
 class SEANet(nn.Module):
     """PQMF -> U-Net -> PQMF, then `y = x + highpass(G(x) - x, cutoff)`.
 
-    Centred and causal ones have the same weights. A causal one knows nothing of what is to come but for its filter bank: its
-    `advance` takes a stream block by block, and `forward` is one such call over the whole signal.
+    Centred and causal ones have the same weights. A causal one knows nothing of what is to come but for its filter bank; a
+    `stepper.Stepper` takes it through a stream block by block.
 
     Attributes:
         config, sample_rate (Hz), hop (samples between bottleneck frames), receptive_field (samples on either side that can
-        change an output sample), causal, delay (samples by which `advance` is late), latency (samples until all that an output
-        sample needs has come in: the delay and a full hop; 0 where it is centred, as it needs the whole signal anyway).
+        change an output sample), causal, delay (samples by which the output of a stream is late), latency (samples until all
+        that an output sample needs has come in: the delay and a full hop; 0 where it is centred, as it needs the whole signal
+        anyway).
     """
 
     def __init__(self, config: Config) -> None:
@@ -198,7 +205,7 @@ class SEANet(nn.Module):
             reach += rate * (in_units + in_mrf + 1.5 * stride)
             rate *= stride
             reach += rate
-        reach += rate * sum(cycle) + 3 + 2 * 3 * _EDGE_STEP
+        reach += rate * sum(cycle) + 3 + 2 * 3 * EDGE_STEP
         self.receptive_field = math.ceil(reach) * c.bands + 2 * self.pqmf.margin
         if c.causal:
             self.receptive_field = 2 * self.receptive_field + self.hop + self.delay
@@ -237,32 +244,31 @@ class SEANet(nn.Module):
                 weights[name] = mixed.reshape(before.shape)
         load_folded(self, weights)
 
-    def _whiten(self, bands: Tensor, past: dsp.Past | None) -> tuple[Tensor, Tensor]:
+    def _whiten(self, bands: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, K, N)` -> the bands at unit local level, and that level in full scale, both `(B, K, N)`."""
         window = self.config.level_frames
         step = window // 4
-        if past is None:
+        if self.causal:
+            level = _between((_means_at_steps(bands.square(), step) + LEVEL_FLOOR**2).sqrt(), step)
+        else:
             # count_include_pad: beyond a clip's edge is silence, as in the zero padding of every convolution.
             power = F.avg_pool1d(bands.square(), window, stride=step, padding=(window - step) // 2)
-            level = F.interpolate((power + _LEVEL_FLOOR**2).sqrt(), scale_factor=float(step), mode="linear")
-        else:
-            level = _between((_means_at_steps(bands.square(), step, past) + _LEVEL_FLOOR**2).sqrt(), step)
+            level = F.interpolate((power + LEVEL_FLOOR**2).sqrt(), scale_factor=float(step), mode="linear")
         return bands / level, level
 
-    @staticmethod
-    def _without_edges(texture: Tensor, past: dsp.Past | None) -> Tensor:
+    def _without_edges(self, texture: Tensor) -> Tensor:
         """`(B, K, N)` without its local mean and without its local alternating mean, over 64 sub-band samples.
 
         These are the two edges of each sub-band: an offset of the network's output would be a whistle there, at the multiples
         of the band width, for as long as the gain lasts. Even and odd samples, each without its own mean, have neither.
         """
         phases = rearrange(texture, "b k (n p) -> b (k p) n", p=2)
-        if past is None:
-            width, padding = 4 * _EDGE_STEP, 3 * _EDGE_STEP // 2
-            mean = F.avg_pool1d(phases, width, stride=_EDGE_STEP, padding=padding, count_include_pad=False)
-            local = F.interpolate(mean, scale_factor=float(_EDGE_STEP), mode="linear")
+        if self.causal:
+            local = _between(_means_at_steps(phases, EDGE_STEP), EDGE_STEP)
         else:
-            local = _between(_means_at_steps(phases, _EDGE_STEP, past), _EDGE_STEP)
+            width, padding = 4 * EDGE_STEP, 3 * EDGE_STEP // 2
+            mean = F.avg_pool1d(phases, width, stride=EDGE_STEP, padding=padding, count_include_pad=False)
+            local = F.interpolate(mean, scale_factor=float(EDGE_STEP), mode="linear")
         return texture - rearrange(local, "b (k p) n -> b k (n p)", p=2)
 
     def tell(self, cutoff_hz: Tensor) -> Told:
@@ -276,13 +282,13 @@ class SEANet(nn.Module):
             splice = torch.from_numpy(weights).to(cutoff_hz.device)
         return Told([film(condition) for film in films], splice)
 
-    def missing_band(self, x: Tensor, told: Told, past: dsp.Past | None = None) -> Tensor:
-        """What the network puts out before the high-pass splice: `(B, 1, T)` with T a multiple of `hop`, same shape."""
-        c = self.config
+    def missing_band(self, x: Tensor, told: Told) -> Tensor:
+        """`(B, 1, T)`, T a multiple of `hop` -> what the network says before the splice, the same, `delay` samples late."""
+        c, causal = self.config, self.causal
         modulation = iter(told.modulation)
         signals = torch.cat([x, x.abs()]) if c.excitation else x
-        bands = self.pqmf.analysis(signals, past)
-        white, level = self._whiten(bands, past)
+        bands = self.pqmf.analysis(signals, causal)
+        white, level = self._whiten(bands)
         bands, level = bands[: len(x)], level[: len(x)]
         features = [white[: len(x)], level.log() * 0.2 + 1.6]
         excitation: Tensor | float = 0.0
@@ -290,23 +296,23 @@ class SEANet(nn.Module):
             excitation = white[len(x) :]
             features.append(excitation)
         h = torch.cat(features, dim=1).unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        h = self.stem(h, past)
+        h = self.stem(h, causal)
         skips = []
         for units, down in zip(self.encoder, self.down, strict=True):
-            h = units(modulate(h, next(modulation)), past)
+            h = units(modulate(h, next(modulation)), causal)
             skips.append(h)
-            h = down(activate(h), past)
+            h = down(activate(h), causal)
         for block in self.bottleneck:
-            h = block(modulate(h, next(modulation)), past)
+            h = block(modulate(h, next(modulation)), causal)
         for up, decoder, skip in reversed(list(zip(self.up, self.decoder, skips, strict=True))):
-            h = up(activate(h), past) + skip
-            h = decoder(modulate(h, next(modulation)), past)
-        out = self.head(activate(h), past).squeeze(2).float()
+            h = up(activate(h), causal) + skip
+            h = decoder(modulate(h, next(modulation)), causal)
+        out = self.head(activate(h), causal).squeeze(2).float()
         texture, log_gain, own = out.chunk(3, dim=1)
-        texture = self._without_edges(texture, past)
-        reference = (level.square().mean(dim=1, keepdim=True) - _LEVEL_FLOOR**2).clamp(min=0).sqrt()
-        gain = log_gain.clamp(max=_LOG_GAIN_MAX).exp() * reference
-        return self.pqmf.synthesis((texture + self.texture_mix * excitation) * gain + own * bands, past)
+        texture = self._without_edges(texture)
+        reference = (level.square().mean(dim=1, keepdim=True) - LEVEL_FLOOR**2).clamp(min=0).sqrt()
+        gain = log_gain.clamp(max=LOG_GAIN_MAX).exp() * reference
+        return self.pqmf.synthesis((texture + self.texture_mix * excitation) * gain + own * bands, causal)
 
     @property
     def last_layer(self) -> Tensor:
@@ -329,28 +335,14 @@ class SEANet(nn.Module):
         if length == 0:
             return x
         told = self.tell(cutoff_hz.to(x.device))
-        if self.causal:
-            padded = F.pad(x, (0, self.delay + -(length + self.delay) % self.hop))
-            return self.advance(padded, told, dsp.Past())[..., self.delay : self.delay + length]
-        generated = self.missing_band(F.pad(x, (0, -length % self.hop)), told)[..., :length].float()
+        x = F.pad(x, (0, self.delay + -(length + self.delay) % self.hop))
+        generated = self.missing_band(x, told).float()
+        inside = slice(self.delay, self.delay + length)
         if not self.config.passthrough:
-            return generated
+            return generated[..., inside]
+        if self.causal:
+            return dsp.causal_splice(x, generated, told.splice)[..., inside]
+        x, generated = x[..., inside], generated[..., inside]
         # What a filter's skirt has left above the cut-off is taken out, not added to: within a sub-band the network cannot
         # fill the gap beside the skirt without doubling the skirt. Where it is worth keeping, `own` keeps it.
         return x + dsp.splice_highpass(generated - x, self.sample_rate, told.splice)
-
-    def advance(self, x: Tensor, told: Told, past: dsp.Past) -> Tensor:
-        """The next block of a stream through a causal generator, `delay` samples late.
-
-        Args:
-            x: `(B, 1, n * hop)`.
-            told: of `tell`.
-            past: holding what the last call's `past.kept` kept; a fresh one at the start of a stream.
-
-        Returns:
-            `(B, 1, n * hop)`.
-        """
-        generated = self.missing_band(x, told, past).float()
-        if not self.config.passthrough:
-            return generated
-        return dsp.causal_splice(x, generated, told.splice, past)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import bwe
-from bwe import audio, dsp, hub, pictures, runs
+from bwe import audio, dsp, hub, pictures, runs, stepper
 from bwe.errors import AudioError, ConfigError, ModelError, OutputError
 
 DEFAULT_MODEL = "speech-48k"
@@ -93,17 +93,14 @@ class _Torch:
 
 class _TorchStream:
     def __init__(self, runner: _Torch, cutoff_hz: np.ndarray) -> None:
-        self._runner = runner
-        self._held: list[Tensor] = []
-        with torch.inference_mode():
-            self._told = runner.generator.tell(torch.from_numpy(cutoff_hz).to(runner.device))
+        self._device = runner.device
+        network = stepper.Stepper(runner.generator)
+        self._lanes = [network.stream(float(hz)) for hz in cutoff_hz]
 
     def advance(self, x: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            past = dsp.Past(self._held)
-            y = self._runner.generator.advance(torch.from_numpy(x).to(self._runner.device), self._told, past)
-            self._held = past.kept
-        return y.cpu().numpy()
+        blocks = torch.from_numpy(x).to(self._device)
+        joined = torch.stack([lane.advance(block[0]) for lane, block in zip(self._lanes, blocks, strict=True)])
+        return joined[:, None].cpu().numpy()
 
 
 class Extender:

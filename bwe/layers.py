@@ -1,8 +1,8 @@
 """Building blocks of the generators: same-length convolutions, residual and MRF blocks, FiLM, sub-pixel up-sampling.
 
 All take and return `(B, D, 1, N)` in channels-last memory, which is `(B, N, D)` to the convolution kernels of a CPU and runs
-1.2 to 3 times as fast there as `(B, D, N)`; stride-1 blocks keep N. Without a `dsp.Past` they are centred; with one the same
-weights are causal, and a signal may come in blocks.
+1.2 to 3 times as fast there as `(B, D, N)`; stride-1 blocks keep N. The same weights are centred or, told so, causal: then
+silence comes before a signal, and a frame knows nothing of what comes after it.
 """
 
 from __future__ import annotations
@@ -16,32 +16,21 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from bwe.dsp import Past
-
 LEAK = 0.1
-_FEW_FRAMES = 64
 
 
 class Conv(nn.Conv2d):
     """A convolution along N: centred and length-keeping, or, with a stride, N -> N / stride."""
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        if past is None:
+    @property
+    def reach(self) -> int:
+        """Frames that a causal one needs before a block: an output stands for the whole block of inputs under its stride."""
+        return self.dilation[1] * (self.kernel_size[1] - 1) - (self.stride[1] - 1)
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        if not causal:
             return super().forward(x)
-        # An output of a strided convolution stands for the whole block of inputs under its stride.
-        kernel, stride, dilation = self.kernel_size[1], self.stride[1], self.dilation[1]
-        joined = past.before(x, dilation * (kernel - 1) - (stride - 1))
-        frames = x.shape[-1] // stride
-        if frames * len(x) > _FEW_FRAMES or torch.compiler.is_exporting():
-            return F.conv2d(joined, self.weight, self.bias, self.stride, 0, self.dilation)
-        # PyTorch sends so small a convolution, where it is dilated, to a kernel that takes ten times as long as this product.
-        across, along = joined.stride(1), joined.stride(3)
-        shape = (self.in_channels, kernel, len(x), frames)
-        taps = joined.as_strided(shape, (across, dilation * along, joined.stride(0), stride * along))
-        weight = self.weight.view(self.out_channels, -1)
-        assert self.bias is not None
-        product = torch.addmm(self.bias[:, None], weight, taps.reshape(weight.shape[1], -1))
-        return product.view(-1, len(x), 1, frames).transpose(0, 1)
+        return F.conv2d(F.pad(x, (self.reach, 0)), self.weight, self.bias, self.stride, 0, self.dilation)
 
 
 def conv(d_in: int, d_out: int, kernel: int, dilation: int = 1, stride: int = 1, gain: float = 1.0) -> Conv:
@@ -122,10 +111,10 @@ class ResidualUnits(nn.Module):
         self.dilated = nn.ModuleList(conv(channels, channels, kernel, d) for d in dilations)
         self.mix = nn.ModuleList(conv(channels, channels, 1, gain=0.5) for _ in dilations)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """`(B, D, 1, N)` -> `(B, D, 1, N)`."""
         for dilated, mix in zip(self.dilated, self.mix, strict=True):
-            x = x + mix(activate(dilated(activate(x), past)))
+            x = x + mix(activate(dilated(activate(x), causal)))
         return x
 
 
@@ -139,13 +128,13 @@ class MRF(nn.Module):
             nn.ModuleList(conv(channels, channels, k, d, gain=0.5) for d in dilations) for k in kernels
         )
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """`(B, D, 1, N)` -> `(B, D, 1, N)`."""
         total: Tensor | None = None
         for branch in self.branches:
             y = x
             for layer in branch:  # type: ignore[attr-defined]
-                y = y + layer(activate(y), past)
+                y = y + layer(activate(y), causal)
             total = y if total is None else total + y
         assert total is not None
         return total if len(self.branches) == 1 else total / len(self.branches)
@@ -165,7 +154,7 @@ class SubPixel(nn.Module):
         with torch.no_grad():
             self.conv.weight = self.conv.weight[:d_out].repeat(stride, 1, 1, 1)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """`(B, d_in, 1, N)` -> `(B, d_out, 1, N * stride)`."""
         # Only strides change: in channels-last memory the phases of a frame already lie one after the other.
-        return rearrange(self.conv(x, past), "b (s d) 1 n -> b d 1 (n s)", s=self.stride)
+        return rearrange(self.conv(x, causal), "b (s d) 1 n -> b d 1 (n s)", s=self.stride)

@@ -138,7 +138,6 @@ def test_cutoff_is_found_once_per_signal_over_all_channels(tiny: Extender, voice
     wide, narrow = torch.from_numpy(voice(48_000, 48_000, 2))
     both = torch.stack([dsp.band_limit(wide, 48_000, 8_000.0), dsp.band_limit(narrow, 48_000, 4_000.0)])
 
-
     def changed(x: torch.Tensor, cutoff: float | None = None) -> float:
         """Level in dB of what is different in the narrow signal from 4.5 to 7.5 kHz, over the signal."""
         difference = (tiny(x, 48_000, cutoff) - x).reshape(-1, x.shape[-1])[-1:]

@@ -17,7 +17,7 @@ LEVELS = [
     {"audio", "dsp", "distributed"},
     {"layers", "degrade", "pitch", "pictures"},
     {"metrics", "generators", "discriminators", "losses", "latent.conditioning"},
-    {"baselines", "data", "hub", "runs", "latent.codec", "latent.dit", "latent.retrieval"},
+    {"baselines", "data", "hub", "runs", "stepper", "latent.codec", "latent.dit", "latent.retrieval"},
     {"train", "export", "latent.flow"},
     {"infer"},
     {"evaluate", "report", "inspection", "batch", "live"},

@@ -44,9 +44,7 @@ def in_blocks(x: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
     sizes=st.lists(st.integers(0, 1_500), min_size=1, max_size=5).filter(any),
     channels=st.integers(1, 3),
 )
-def test_stream_equals_one_call(
-    causal: infer.Extender, length: int, rate: int, sizes: list[int], channels: int
-) -> None:
+def test_stream_equals_one_call(causal: infer.Extender, length: int, rate: int, sizes: list[int], channels: int) -> None:
     x = 0.1 * np.random.default_rng(length).standard_normal((channels, length)).astype(np.float32)
     cutoff = None if rate < 40_000 else 7_000.0
     whole = causal(x, rate, cutoff)
@@ -104,9 +102,7 @@ def test_a_causal_model_takes_the_end_of_the_band_for_the_cutoff(causal: infer.E
 
 
 @pytest.mark.parametrize(("rate", "most_ms"), [(48_000, 11.6), (16_000, 15.8), (8_000, 20.01)])
-def test_latency_is_what_is_promised_and_the_impulse_stays_in_place(
-    causal: infer.Extender, rate: int, most_ms: float
-) -> None:
+def test_latency_is_what_is_promised_and_the_impulse_stays_in_place(causal: infer.Extender, rate: int, most_ms: float) -> None:
     measured = live.measure(causal, rate, 7_000.0 if rate == 48_000 else None, seconds=0.5)
     assert measured.offset == 0
     assert 5 < measured.algorithmic_ms <= most_ms
