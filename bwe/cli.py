@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import functools
 import json
 import os
@@ -23,7 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bwe import __version__
-from bwe.errors import BweError, ConfigError, OutputError, is_out_of_memory
+from bwe.errors import BweError, ConfigError, OutputError, is_out_of_memory, nearest
 
 MEMORY, INTERRUPTED, TERMINATED = 5, 130, 143
 
@@ -311,10 +310,10 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _degrade(args: argparse.Namespace) -> int:
-    from bwe import inspection
+    from bwe import degrade
 
     with _terminable():
-        line = inspection.degrade_file(
+        line = degrade.degrade_file(
             args.input, args.output, args.to_hz, filter=args.filter, order=args.order, codec=args.codec, bone=args.bone,
             seed=args.seed, overwrite=args.overwrite,
         )  # fmt: skip
@@ -332,9 +331,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from bwe import inspection
+    from bwe import doctor
 
-    found = inspection.doctor()
+    found = doctor.examine()
     print(json.dumps(found.to_dict(), indent=1) if args.json else found)
     return found.exit_code
 
@@ -448,7 +447,7 @@ def _hint(word: str, commands: Sequence[str]) -> str:
     """What somebody who typed ``bwe word`` may have meant; nothing is ever written on a guess."""
     if os.path.exists(word) or Path(word).suffix:
         return f"{word!r} is not a command; did you mean `bwe extend {word}`?"
-    near = difflib.get_close_matches(word, commands, n=1, cutoff=0.0)[0]
+    near = nearest(word, commands)
     return f"{word!r} is not a command; did you mean `bwe {near}`? (there are: {', '.join(commands)})"
 
 

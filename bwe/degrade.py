@@ -1,4 +1,5 @@
-"""Turns full-band recordings into training pairs: `sample()` draws the parameters, `apply()` uses them.
+"""Turns full-band recordings into training pairs: `sample()` draws the parameters, `apply()` uses them; `degrade_file` makes
+one file worse.
 
 Everything that is random is in the parameters (noise included, by its seed), so the same parameters give the same result
 on any device and for any split of a batch.
@@ -6,18 +7,20 @@ on any device and for any split of a batch.
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
 from scipy import signal
 from torch import Tensor
 
-from bwe import codecs, dsp
+from bwe import audio, codecs, dsp
 from bwe._torchaudio import torchaudio
-from bwe.errors import AudioError, ConfigError
+from bwe.errors import AudioError, ConfigError, nearest
 
 Resampler = Literal["sinc6", "sinc16", "sinc64", "kaiser", "polyphase", "linear", "fft", "hold"]
 RESAMPLERS: tuple[Resampler, ...] = get_args(Resampler)
@@ -583,3 +586,119 @@ def _through_body(x: Tensor, sample_rate: int, cutoff_hz: float, body: Body) -> 
     if np.isfinite(body.noise[0]):
         y = y + torch.from_numpy(body_noise(x.shape[-1], sample_rate, *body.noise))
     return y
+
+
+def degrade_file(
+    in_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    to_hz: float | None = None,
+    filter: str = "cheby1",
+    order: int = 8,
+    codec: str | None = None,
+    bone: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> str:
+    """Make a file worse and keep its sample rate, length, channels and sample format; returns the closing line.
+
+    Body, low-pass and codec are applied in this order, those that are given. The file is held in memory.
+
+    Args:
+        to_hz: cut-off of the low-pass in Hz (not a sample rate).
+        filter: "brickwall", an IIR family of `dsp.FILTER_FAMILIES` (forward and backward), or a resampler of
+            `RESAMPLERS` down to about twice `to_hz` and back.
+        order: of the IIR filters.
+        codec: a codec of `codecs.Codec` with its bit rate in bit/s, "mp3:32k"; telephone codecs need none, "gsm".
+        bone: "throat", the mean response of throat microphones, or "ear", a low-pass at 600 Hz; noise of the body
+            included.
+        seed: of what is random, the body's response and noise.
+
+    Raises ConfigError (a setting), AudioError (the input), OutputError (the output; nothing is left of it), ImportError
+    (AAC and AMR without the extra `formats`).
+    """
+    steps = _degradation(to_hz, filter, order, codec, bone)
+    audio.check_output(out_path, overwrite)
+    x, info = audio.read(in_path)
+    rate = info.sample_rate
+    if to_hz is not None and not 0 < to_hz < rate / 2:
+        raise ConfigError(f"{in_path}: a cut-off of {to_hz:g} Hz must lie between 0 and {rate / 2:g} Hz, half its sample rate")
+    y = torch.from_numpy(x)
+    if y.shape[-1]:
+        if bone is not None:
+            y = _worn(y, rate, bone, seed)
+        if to_hz is not None:
+            y = _low_passed(y, rate, to_hz, filter, order)
+        if codec is not None:
+            y = _coded(y, rate, codec)
+    subtype = audio.fitting_subtype(out_path, info.subtype)
+    options: dict[str, Any] = {"frames": x.shape[1], "overwrite": overwrite, "tags": info.tags}
+    with audio.Writer(out_path, rate, info.channels, subtype, **options) as writer:
+        writer.write(y.numpy())
+    clipped = f"  clipped {writer.clipped} samples" if writer.clipped else ""
+    return f"{in_path} → {out_path}  {rate / 1000:g} kHz  {audio.clock(info.seconds)}  {', '.join(steps)}{clipped}"
+
+
+_FILTERS = ("brickwall", *dsp.FILTER_FAMILIES, *RESAMPLERS)
+# Gain in dB of a microphone at the throat over one in the air, estimated from recorded pairs.
+_THROAT = ((100.0, 6.0), (450.0, 0.0), (850.0, -9.0), (2000.0, -11.0), (4800.0, -20.0), (6800.0, -26.0))
+_BODIES = {"throat": Bone(response=_THROAT), "ear": Bone()}
+
+
+def _degradation(to_hz: float | None, filter: str, order: int, codec: str | None, bone: str | None) -> list[str]:
+    """Check the settings; what will be done, in words."""
+    if to_hz is None and codec is None and bone is None:
+        raise ConfigError("nothing to do: give a cut-off (--to HZ), a codec or a bone sensor")
+    if filter not in _FILTERS:
+        raise ConfigError(f"no filter {filter!r}; did you mean {nearest(filter, _FILTERS)!r}? ({', '.join(_FILTERS)})")
+    if not 1 <= order <= 20:
+        raise ConfigError(f"order must be from 1 to 20, not {order}")
+    if bone is not None and bone not in _BODIES:
+        raise ConfigError(f"no bone sensor {bone!r}; use one of {', '.join(_BODIES)}")
+    steps = [f"bone sensor ({bone})"] if bone is not None else []
+    if to_hz is not None:
+        steps.append(f"{filter}{f' of order {order}' if filter in dsp.FILTER_FAMILIES else ''} at {to_hz:g} Hz")
+    if codec is not None:
+        name, bitrate = _parse_codec(codec)
+        steps.append(name + (f" at {bitrate / 1000:g} kbit/s" if ":" in codec else ""))
+    return steps
+
+
+def _parse_codec(text: str) -> tuple[codecs.Codec, int]:
+    name, _, amount = text.partition(":")
+    known = get_args(codecs.Codec)
+    if name not in known:
+        raise ConfigError(f"no codec {name!r}; did you mean {nearest(name, known)!r}? ({', '.join(known)})")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", amount)
+    if amount and not match:
+        raise ConfigError(f"codec {text!r}: {amount!r} is no bit rate; write it as in {name}:32k")
+    if not match:
+        if name in ("mp3", "opus", "vorbis", "aac", "amr"):
+            raise ConfigError(f"codec {text!r} needs a bit rate; write it as in {name}:{'12.2k' if name == 'amr' else '32k'}")
+        return cast(codecs.Codec, name), 0
+    bitrate = round(float(match[1]) * (1000 if match[2] else 1))
+    if not 4_000 <= bitrate <= 512_000:
+        raise ConfigError(f"codec {text!r}: {bitrate} bit/s is outside 4k to 512k")
+    return cast(codecs.Codec, name), bitrate
+
+
+def _coded(x: Tensor, rate: int, text: str) -> Tensor:
+    name, bitrate = _parse_codec(text)
+    return codec(x, rate, name, bitrate)
+
+
+def _low_passed(x: Tensor, rate: int, to_hz: float, filter: str, order: int) -> Tensor:
+    if filter == "brickwall":
+        return dsp.band_limit(x, rate, to_hz)
+    if filter in dsp.FILTER_FAMILIES:
+        y = dsp.lowpass(x.double().numpy(), rate, to_hz, filter, order)
+        return torch.from_numpy(y).float()
+    return through_resampler(x, rate, cast(Resampler, filter), to_hz)[0]
+
+
+def _worn(x: Tensor, rate: int, bone: str, seed: int) -> Tensor:
+    config = Config(
+        bone_share=1.0, bone=_BODIES[bone], clean_share=1.0, input_noise_share=0.0, cutoff_jitter=0.0, gain_db=(0.0, 0.0)
+    )
+    way = Degradation(config)
+    (parameters,) = way.sample(np.random.default_rng(seed), 1)
+    return way.apply(x[:, None], rate, [parameters] * len(x)).input[:, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -40,3 +42,8 @@ class OutputError(BweError):
     """An output that cannot be written: it exists already, the folder is missing, the disk is full."""
 
     exit_code: ClassVar[int] = 4
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The option most like ``name`` (difflib ratio), or an empty string where there is none."""
+    return next(iter(difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.0)), "")

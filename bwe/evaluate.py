@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bwe import __version__, audio, data, degrade, dsp, hub, infer, metrics
-from bwe.errors import AudioError, ConfigError
+from bwe import __version__, audio, data, degrade, dsp, infer, metrics
+from bwe.errors import AudioError, ConfigError, nearest
 
 FILTERS: tuple[str, ...] = ("brickwall", *dsp.FILTER_FAMILIES, "soxr", "torchaudio", *degrade.RESAMPLERS)
 CutoffSource = Literal["given", "detect"]
@@ -176,7 +176,7 @@ def evaluate(
     to measure with), ModelError, ImportError where "soxr" is not installed.
     """
     if filter not in FILTERS:
-        raise ConfigError(f"no filter {filter!r}; did you mean {hub.nearest(filter, FILTERS)!r}? ({', '.join(FILTERS)})")
+        raise ConfigError(f"no filter {filter!r}; did you mean {nearest(filter, FILTERS)!r}? ({', '.join(FILTERS)})")
     if cutoff_source not in get_args(CutoffSource):
         raise ConfigError(f"cutoff_source is 'given' or 'detect', not {cutoff_source!r}")
     paths, named = _paths(source, split, cls)

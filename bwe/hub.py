@@ -9,7 +9,6 @@ against their sha256 at every load. Nothing here opens a network connection.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -20,7 +19,7 @@ import subprocess
 import tempfile
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ from torch import nn
 
 import bwe
 from bwe import generators
-from bwe.errors import BweError, ConfigError, ModelError, OutputError
+from bwe.errors import BweError, ConfigError, ModelError, OutputError, nearest
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -46,11 +45,6 @@ D = TypeVar("D")
 M = TypeVar("M", bound=type[nn.Module])
 
 _REGISTRY: dict[str, type[nn.Module]] = {}
-
-
-def nearest(name: str, options: Iterable[str]) -> str:
-    """The option most like ``name`` (difflib ratio), or an empty string where there is none."""
-    return next(iter(difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.0)), "")
 
 
 def from_dict(cls: type[D], values: Mapping[str, Any], where: str) -> D:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from bwe import generators, hub, infer
+from bwe import audio, generators, hub, infer
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_NETWORK = Path(__file__).resolve().parent / "no_network"
@@ -39,10 +40,14 @@ def network_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert not attempts, f"connections were tried:\n{attempts}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def voice() -> Callable[..., np.ndarray]:
-    """``voice(frames, sr, channels=1, seed=0)``: float32 ``(C, T)``, harmonics of a gliding pitch, breath and pauses."""
+    """``voice(frames, sr, channels=1, seed=0)``: float32 ``(C, T)``, harmonics of a gliding pitch, breath and pauses.
 
+    Each is made once: the harmonics would take half the time of some tests.
+    """
+
+    @functools.lru_cache(maxsize=64)
     def make(frames: int, sr: int, channels: int = 1, seed: int = 0) -> np.ndarray:
         rng = np.random.default_rng(seed)
         t = np.arange(frames) / sr
@@ -53,7 +58,7 @@ def voice() -> Callable[..., np.ndarray]:
         x = 0.15 * tone * pauses + 0.01 * rng.standard_normal((channels, frames))
         return x.astype(np.float32)
 
-    return make
+    return lambda frames, sr, channels=1, seed=0: make(frames, sr, channels, seed).copy()
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +97,9 @@ def shared_data() -> Path:
     if not (folder / "manifest.csv").is_file():
         pytest.skip(f"no data in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def talk() -> np.ndarray:
+    """Speech that reaches 22 kHz, `(1, T)` at 48 kHz."""
+    return audio.read(ROOT / "examples" / "talk_48k.flac")[0]

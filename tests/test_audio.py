@@ -35,22 +35,6 @@ CONTAINERS = [
 ]  # fmt: skip
 
 
-_made: dict[tuple[int, ...], np.ndarray] = {}
-
-
-@pytest.fixture
-def voice(voice: Voice) -> Voice:
-    """The shared signal, each made once: its harmonics would take half the time of these tests."""
-
-    def remembered(frames: int, sr: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-        key = frames, sr, channels, seed
-        if key not in _made:
-            _made[key] = voice(*key)
-        return _made[key].copy()
-
-    return remembered
-
-
 def store(path: Path, x: np.ndarray, sr: int = 48_000, subtype: str | None = None, file_format: str | None = None) -> Path:
     with sf.SoundFile(path, "w", sr, len(x), subtype, format=file_format) as file:
         for start in range(0, x.shape[1], 24_000):

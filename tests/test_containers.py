@@ -21,21 +21,6 @@ from bwe.errors import AudioError
 
 Voice = Callable[..., np.ndarray]
 
-_made: dict[tuple[int, ...], np.ndarray] = {}
-
-
-@pytest.fixture
-def voice(voice: Voice) -> Voice:
-    """The shared signal, each made once: its harmonics would take half the time of these tests."""
-
-    def remembered(frames: int, sr: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-        key = frames, sr, channels, seed
-        if key not in _made:
-            _made[key] = voice(*key)
-        return _made[key].copy()
-
-    return remembered
-
 
 # suffix, FFmpeg's encoder and muxer, its sample format, and the delay in samples that the container cannot take back
 FFMPEG = [

@@ -14,7 +14,7 @@ import torch
 from scipy import signal
 
 from bwe import audio, codecs, degrade, dsp
-from bwe.errors import AudioError, ConfigError
+from bwe.errors import AudioError, BweError, ConfigError, OutputError
 from bwe.evaluate import evaluate
 
 SR = 48_000
@@ -25,6 +25,7 @@ CODED = [
     ("aac", 16_000, 32_000), ("aac", 44_100, 48_000), ("gsm", 8_000, 13_000), ("amr", 8_000, 4_750), ("amr", 8_000, 12_200),
     ("ulaw", 8_000, 64_000), ("alaw", 8_000, 64_000),
 ]  # fmt: skip
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 Voice = Callable[..., np.ndarray]
 
 
@@ -483,3 +484,68 @@ def test_throat_recordings_give_the_response_that_comes_with_them(shared_data: P
     ratio = found.gain_db - 10 * np.log10(found.coherence)
     for low, high, db in zip(known["bands_hz"][:-1], known["bands_hz"][1:], known["gain_db"], strict=True):
         assert ratio[(found.hz >= low) & (found.hz < high)].mean() == pytest.approx(db, abs=1.5), (low, high)
+
+
+@pytest.mark.parametrize(
+    ("settings", "band_hz"),
+    [
+        ({"to_hz": 4000.0}, 4300),
+        ({"to_hz": 6000.0, "filter": "brickwall"}, 6000),
+        ({"to_hz": 4000.0, "filter": "sinc16"}, 4000),
+        ({"codec": "mp3:32k"}, 8300),
+        ({"codec": "gsm"}, 3700),
+    ],
+)
+def test_degraded_files_keep_everything_but_the_band(
+    tmp_path: Path, talk: np.ndarray, settings: dict[str, object], band_hz: float
+) -> None:
+    audio.write(tmp_path / "in.wav", np.concatenate([talk, 0.5 * talk]), SR, "PCM_24")
+    line = degrade.degrade_file(tmp_path / "in.wav", tmp_path / "out.wav", **settings)
+    y, info = audio.read(tmp_path / "out.wav")
+    assert (y.shape, info.sample_rate, info.subtype) == ((2, talk.shape[1]), SR, "PCM_24")
+    assert dsp.detect_cutoff(y, SR) == pytest.approx(band_hz, rel=0.15)
+    low = [dsp.band_limit(torch.from_numpy(x), SR, 1000.0).numpy() for x in (talk, y[:1])]
+    assert np.corrcoef(*np.concatenate(low))[0, 1] > 0.95
+    assert line.startswith(f"{tmp_path / 'in.wav'} → {tmp_path / 'out.wav'}  48 kHz  0:06  ")
+
+
+def test_simulated_bone_conduction_follows_its_seed(tmp_path: Path) -> None:
+    source, outputs = EXAMPLES / "talk_16k.flac", []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        degrade.degrade_file(source, tmp_path / f"{name}.flac", bone="throat", seed=seed)
+        outputs.append((tmp_path / f"{name}.flac").read_bytes())
+    assert outputs[0] == outputs[1] != outputs[2]
+    y, x = audio.read(tmp_path / "a.flac")[0], audio.read(source)[0]
+    high = [np.square(np.fft.rfft(s[0]))[len(s[0]) // 8 :] for s in (y, x)]
+    assert np.abs(high[0]).sum() < 0.2 * np.abs(high[1]).sum()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "sentence"),
+    [
+        ({}, ConfigError, "nothing to do"),
+        ({"to_hz": 24_000.0}, ConfigError, "must lie between 0 and 8000 Hz"),
+        ({"to_hz": 4000.0, "filter": "chebby1"}, ConfigError, "did you mean 'cheby1'"),
+        ({"to_hz": 4000.0, "order": 0}, ConfigError, "order must be"),
+        ({"codec": "mp4:32k"}, ConfigError, "did you mean 'mp3'"),
+        ({"codec": "mp3"}, ConfigError, "needs a bit rate"),
+        ({"codec": "mp3:lots"}, ConfigError, "'lots' is no bit rate"),
+        ({"codec": "mp3:9999k"}, ConfigError, "outside 4k to 512k"),
+        ({"bone": "knee"}, ConfigError, "use one of throat, ear"),
+    ],
+)
+def test_degrade_refuses_in_one_sentence(
+    tmp_path: Path, settings: dict[str, object], error: type[BweError], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        degrade.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_degrade_does_not_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "out.wav").write_bytes(b"precious")
+    with pytest.raises(OutputError, match="exists already"):
+        degrade.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", 4000.0)
+    assert (tmp_path / "out.wav").read_bytes() == b"precious"
+    degrade.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", 4000.0, overwrite=True)
+    assert audio.read(tmp_path / "out.wav")[1].frames == 89_760

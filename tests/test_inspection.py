@@ -1,9 +1,8 @@
-"""What `inspect` says of files whose history is known, `degrade_file` and `doctor`."""
+"""What `inspect` says of files whose history is known."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -12,17 +11,11 @@ import pytest
 import soundfile as sf
 import torch
 
-from bwe import audio, degrade, dsp, hub, inspection
-from bwe.errors import AudioError, BweError, ConfigError, OutputError
+from bwe import audio, degrade, dsp, inspection
+from bwe.errors import AudioError
 
 SR = 48_000
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-
-
-@pytest.fixture(scope="module")
-def talk() -> np.ndarray:
-    """Speech that reaches 22 kHz, `(1, T)` at 48 kHz."""
-    return audio.read(EXAMPLES / "talk_48k.flac")[0]
 
 
 def look(folder: Path, x: np.ndarray, sr: int = SR, subtype: str = "PCM_16") -> inspection.Inspection:
@@ -232,101 +225,3 @@ def test_sample_is_spread_over_the_file_whatever_the_blocks() -> None:
     assert found[0].shape == (2, 60 * rate)
     assert found[0][0].max() > 0.98 * frames
     assert np.median(found[0][0]) == pytest.approx(frames / 2, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("settings", "band_hz"),
-    [
-        ({"to_hz": 4000.0}, 4300),
-        ({"to_hz": 6000.0, "filter": "brickwall"}, 6000),
-        ({"to_hz": 4000.0, "filter": "sinc16"}, 4000),
-        ({"codec": "mp3:32k"}, 8300),
-        ({"codec": "gsm"}, 3700),
-    ],
-)
-def test_degraded_files_keep_everything_but_the_band(
-    tmp_path: Path, talk: np.ndarray, settings: dict[str, object], band_hz: float
-) -> None:
-    audio.write(tmp_path / "in.wav", np.concatenate([talk, 0.5 * talk]), SR, "PCM_24")
-    line = inspection.degrade_file(tmp_path / "in.wav", tmp_path / "out.wav", **settings)
-    y, info = audio.read(tmp_path / "out.wav")
-    assert (y.shape, info.sample_rate, info.subtype) == ((2, talk.shape[1]), SR, "PCM_24")
-    assert dsp.detect_cutoff(y, SR) == pytest.approx(band_hz, rel=0.15)
-    low = [dsp.band_limit(torch.from_numpy(x), SR, 1000.0).numpy() for x in (talk, y[:1])]
-    assert np.corrcoef(*np.concatenate(low))[0, 1] > 0.95
-    assert line.startswith(f"{tmp_path / 'in.wav'} → {tmp_path / 'out.wav'}  48 kHz  0:06  ")
-
-
-def test_simulated_bone_conduction_follows_its_seed(tmp_path: Path) -> None:
-    source, outputs = EXAMPLES / "talk_16k.flac", []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        inspection.degrade_file(source, tmp_path / f"{name}.flac", bone="throat", seed=seed)
-        outputs.append((tmp_path / f"{name}.flac").read_bytes())
-    assert outputs[0] == outputs[1] != outputs[2]
-    y, x = audio.read(tmp_path / "a.flac")[0], audio.read(source)[0]
-    high = [np.square(np.fft.rfft(s[0]))[len(s[0]) // 8 :] for s in (y, x)]
-    assert np.abs(high[0]).sum() < 0.2 * np.abs(high[1]).sum()
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "sentence"),
-    [
-        ({}, ConfigError, "nothing to do"),
-        ({"to_hz": 24_000.0}, ConfigError, "must lie between 0 and 8000 Hz"),
-        ({"to_hz": 4000.0, "filter": "chebby1"}, ConfigError, "did you mean 'cheby1'"),
-        ({"to_hz": 4000.0, "order": 0}, ConfigError, "order must be"),
-        ({"codec": "mp4:32k"}, ConfigError, "did you mean 'mp3'"),
-        ({"codec": "mp3"}, ConfigError, "needs a bit rate"),
-        ({"codec": "mp3:lots"}, ConfigError, "'lots' is no bit rate"),
-        ({"codec": "mp3:9999k"}, ConfigError, "outside 4k to 512k"),
-        ({"bone": "knee"}, ConfigError, "use one of throat, ear"),
-    ],
-)
-def test_degrade_refuses_in_one_sentence(
-    tmp_path: Path, settings: dict[str, object], error: type[BweError], sentence: str
-) -> None:
-    with pytest.raises(error, match=sentence):
-        inspection.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", **settings)
-    assert not list(tmp_path.iterdir())
-
-
-def test_degrade_does_not_overwrite(tmp_path: Path) -> None:
-    (tmp_path / "out.wav").write_bytes(b"precious")
-    with pytest.raises(OutputError, match="exists already"):
-        inspection.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", 4000.0)
-    assert (tmp_path / "out.wav").read_bytes() == b"precious"
-    inspection.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", 4000.0, overwrite=True)
-    assert audio.read(tmp_path / "out.wav")[1].frames == 89_760
-
-
-def test_doctor_finds_this_installation_well() -> None:
-    found = inspection.doctor()
-    assert found.problems == []
-    assert (found.ok, found.exit_code) == (True, 0)
-    assert set(found.models) == set(hub.list_models())
-    assert found.versions["torch"] == torch.__version__
-    assert str(found).endswith("\nok")
-    assert json.loads(json.dumps(found.to_dict()))["ok"] is True
-
-
-def test_doctor_names_a_damaged_model(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("good", "bad"):
-        shutil.copytree(tiny_folder, tmp_path / name)
-    weights = bytearray((tmp_path / "bad" / hub.WEIGHTS).read_bytes())
-    weights[-1] ^= 1
-    (tmp_path / "bad" / hub.WEIGHTS).write_bytes(weights)
-    monkeypatch.setattr(hub, "_roots", lambda: [tmp_path])
-    found = inspection.doctor()
-    assert found.models["bad"] == "damaged"
-    assert found.models["good"].startswith("ok")
-    assert found.exit_code == 1
-    (problem,) = found.problems
-    assert "damaged" in problem
-    assert "get the model again" in problem
-    assert str(found).endswith("\nnot ok")
-
-
-def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    requires = ["numpy>=1", 'absent-package>=1; extra == "eval"', 'absent-package; extra == "all"', 'pytest; extra == "dev"']
-    monkeypatch.setattr("importlib.metadata.requires", lambda name: requires)
-    assert inspection._optional() == {"absent-package": "not installed: pip install 'bwe[eval]'"}

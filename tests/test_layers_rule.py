@@ -20,7 +20,7 @@ LEVELS = [
     {"baselines", "data", "hub", "runs", "stepper", "latent.codec", "latent.dit", "latent.retrieval"},
     {"train", "export", "latent.flow"},
     {"infer"},
-    {"evaluate", "report", "inspection", "batch", "live"},
+    {"evaluate", "report", "inspection", "doctor", "batch", "live"},
     {"cli", "web"},
     {"__main__"},
 ]
