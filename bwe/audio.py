@@ -48,6 +48,8 @@ _FORMATS = {
     ".wav": "WAV", ".wave": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3",
     ".aiff": "AIFF", ".aif": "AIFF", ".caf": "CAF", ".w64": "W64", ".rf64": "RF64", ".au": "AU",
 }  # fmt: skip
+SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
+"""Sample formats by the names that users give them."""
 _PCM_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 _DEFAULT_SUBTYPES = {"OGG": ("VORBIS", "OPUS"), "MP3": ("MPEG_LAYER_III",)}
 _LOSSLESS = {"ALAC_16": "PCM_16", "ALAC_20": "PCM_24", "ALAC_24": "PCM_24", "ALAC_32": "PCM_32"}
@@ -837,7 +839,7 @@ class Writer:
         name = output_format(self._path)
         predicted = None if self._frames is None else self._predicted()
         if predicted is not None and predicted > _MAX_RIFF_BYTES and name in ("AIFF", "AU"):
-            raise OutputError(f"{self._path}: {name} cannot hold {_megabytes(predicted)}; write .wav or .flac instead")
+            raise OutputError(f"{self._path}: {name} cannot hold {megabytes(predicted)}; write .wav or .flac instead")
         # A length that nobody knows may pass 4 GiB: such a file starts as RF64 and becomes WAV if it stays below.
         large = predicted is None or predicted > _MAX_RIFF_BYTES
         return "RF64" if name == "WAV" and large and sf.check_format("RF64", self._subtype) else name
@@ -856,7 +858,7 @@ class Writer:
 
     def _no_space(self, needed: int, free: int) -> OutputError:
         return OutputError(
-            f"{self._path}: no space left in {self._file.parent} (needs {_megabytes(needed)}, {_megabytes(free)} free); "
+            f"{self._path}: no space left in {self._file.parent} (needs {megabytes(needed)}, {megabytes(free)} free); "
             "make room or choose another folder"
         )
 
@@ -993,7 +995,7 @@ class Writer:
         if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return self._no_space(max(self._predicted(), used + 1), free)
         return OutputError(
-            f"{self._path}: writing failed ({_reason(cause or error)}; {_megabytes(free)} free); nothing was written"
+            f"{self._path}: writing failed ({_reason(cause or error)}; {megabytes(free)} free); nothing was written"
         )
 
 
@@ -1161,7 +1163,7 @@ def _predicted_bytes(shape: tuple[int, ...], sr: int, subtype: str) -> int:
     return channels * frames * {"FLOAT": 32, "DOUBLE": 64}.get(subtype, _PCM_BITS.get(subtype, 16)) // 8 + 8192
 
 
-def _megabytes(count: float) -> str:
+def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 

@@ -45,7 +45,6 @@ _LOSSY_SLACK_SECONDS = 0.1
 _FLAC_RATIO = 0.6  # of PCM, for speech and music at 48 kHz
 _LOSSY_BYTES_PER_SECOND = 40_000
 _SAMPLE_BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
-_BITS = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
 _NAMES_SHOWN = 10
 _RAY_BLOCKS = 10_000
 _RAY_RETRIES = 3
@@ -537,6 +536,7 @@ def run(
     plan: Plan,
     settings: Settings,
     *,
+    ray_workers: int = 0,
     overwrite: bool = False,
     skip_existing: bool = False,
     fail_fast: bool = False,
@@ -548,6 +548,11 @@ def run(
     """Do a plan file after file, with one loaded model. What is wrong with one file is told, and the rest goes on.
 
     Args:
+        ray_workers: above 0, the plan is a Ray Data job of so many processes, each with the model and one CPU (a GPU too for
+            device cuda), under the same rules and with the same table. A job whose worker is lost is done again by another
+            one, up to three times; a file that kills every worker fails alone. The cluster is the one that the process is
+            connected to or that RAY_ADDRESS names; its machines must see the files under the same paths. Without either it is
+            started here and stopped at the end; it listens on the loopback interface only, unless Ray was imported before.
         overwrite: replace existing outputs.
         skip_existing: leave out jobs whose output is there. It may be trusted to be complete, since outputs appear only
             by a rename; still it must open and have the rate and length that the input leads to. One that has not is a
@@ -560,23 +565,66 @@ def run(
         tell: called with each outcome as it comes.
 
     Raises ModelError and ConfigError of the model, and OutputError: the report cannot be written, or the outputs would
-    not fit into the free space.
+    not fit into the free space. With Ray also ImportError without the extra ``ray``, ConfigError where no cluster answers,
+    BweError where it goes away.
     """
+    if ray_workers:
+        jobs = (dataclasses.replace(job, source=job.source.absolute(), target=job.target.absolute()) for job in plan.jobs)
+        plan = dataclasses.replace(plan, jobs=tuple(jobs))
+    started = time.perf_counter()
+    outcomes: dict[int, Outcome] = {}
+    table = None if report is None or dry_run else _Table(Path(report), skip_existing, overwrite)
 
-    def work(todo: Sequence[tuple[int, Job]]) -> Work:
-        model = settings.load()
-        total, before = sum(job.seconds for _, job in todo), 0.0
+    def settle(index: int, outcome: Outcome) -> bool:
+        """Take down and tell an outcome; whether the run goes on."""
+        outcomes[index] = outcome
+        if table is not None:
+            table.add(index, outcome)
+        tell(outcome)
+        return not (fail_fast and outcome.status == "failed")
+
+    refused = [(index - len(plan.refused), *entry) for index, entry in enumerate(plan.refused)]
+    going = all(settle(index, _failure(path, None, error)) for index, path, error in refused)
+    todo: list[tuple[int, Job]] = []
+    for index, job in enumerate(plan.jobs if going else ()):
+        outcome = _triage(job, plan, settings, overwrite, skip_existing)
+        if outcome is None:
+            todo.append((index, job))
+        elif not settle(index, outcome):
+            going = False
+            break
+    if dry_run:
         for index, job in todo:
-            inner = None if progress is None else _shifted(progress, before, job.seconds, total)
-            yield index, _attempt(job, settings, model, overwrite, inner)
-            before += job.seconds
-            if progress is not None:
-                progress(before, total)
+            settle(index, _planned(job, plan, settings))
+    _check_space((job for _, job in todo), plan.sample_rate, settings.bits)
+    if going and todo and not dry_run:
+        folders = {job.target.parent for _, job in todo}
+        for folder in folders:
+            audio.sweep(folder)
+        if ray_workers:
+            work = _by_ray(todo, plan.sample_rate, settings, ray_workers, overwrite, progress)
+        else:
+            work = _one_by_one(todo, settings, overwrite, progress)
+        with contextlib.closing(work) as results:
+            all(settle(index, outcome) for index, outcome in results)
+        for folder in folders:  # workers that were killed leave something, too
+            audio.sweep(folder)
+    told = tuple(outcomes[index] for index in sorted(outcomes))
+    if table is not None:
+        table.finish()
+    not_started = len(plan.jobs) + len(plan.refused) - len(told)
+    return Summary(told, plan.ignored, not_started, time.perf_counter() - started)
 
-    return _drive(
-        plan, settings, work, overwrite=overwrite, skip_existing=skip_existing, fail_fast=fail_fast, dry_run=dry_run,
-        report=report, tell=tell,
-    )  # fmt: skip
+
+def _one_by_one(todo: Sequence[tuple[int, Job]], settings: Settings, overwrite: bool, progress: Progress | None) -> Work:
+    model = settings.load()
+    total, before = sum(job.seconds for _, job in todo), 0.0
+    for index, job in todo:
+        inner = None if progress is None else _shifted(progress, before, job.seconds, total)
+        yield index, _attempt(job, settings, model, overwrite, inner)
+        before += job.seconds
+        if progress is not None:
+            progress(before, total)
 
 
 def _shifted(progress: Progress, before: float, length: float, total: float) -> Progress:
@@ -653,7 +701,7 @@ def _planned(job: Job, plan: Plan, settings: Settings) -> Outcome:
     size = _predicted_bytes(job, plan.sample_rate, settings.bits)
     rate = f" {job.info.sample_rate / 1000:g} kHz" if job.info else ""
     length = f"  {audio.clock(job.seconds)}" if job.info else "  does not open"
-    text = f"{job.source}{rate} → {job.target} {plan.sample_rate / 1000:g} kHz{length}  {band}  about {_megabytes(size)}"
+    text = f"{job.source}{rate} → {job.target} {plan.sample_rate / 1000:g} kHz{length}  {band}  about {audio.megabytes(size)}"
     row = _row(job.source, job.target, "planned", cutoff_hz=cutoff, seconds=job.seconds, bytes=size)
     return Outcome(job.source, job.target, "planned", text, row=row)
 
@@ -664,7 +712,7 @@ def _predicted_bytes(job: Job, sample_rate: int, bits: str) -> int:
         return 0
     try:
         container = audio.output_format(job.target)
-        subtype = audio.fitting_subtype(job.target, _BITS.get(bits, job.info.subtype))
+        subtype = audio.fitting_subtype(job.target, audio.SUBTYPES.get(bits, job.info.subtype))
     except OutputError:
         return 0
     frames = dsp.resampled_length(job.info.frames, job.info.sample_rate, sample_rate)
@@ -689,13 +737,9 @@ def _check_space(jobs: Iterable[Job], sample_rate: int, bits: str) -> None:
         free = shutil.disk_usage(folder).free
         if needed[device] > free:
             raise OutputError(
-                f"{folder}: no space left for all outputs (they need about {_megabytes(needed[device])}, "
-                f"{_megabytes(free)} free); free some, or choose another folder with -o"
+                f"{folder}: no space left for all outputs (they need about {audio.megabytes(needed[device])}, "
+                f"{audio.megabytes(free)} free); free some, or choose another folder with -o"
             )
-
-
-def _megabytes(count: float) -> str:
-    return f"{count / 1e6:.1f} MB"
 
 
 class _Table:
@@ -761,60 +805,6 @@ class _Table:
         self._replace([*self._earlier.values(), *(self._rows[index] for index in sorted(self._rows))])
 
 
-def _drive(
-    plan: Plan,
-    settings: Settings,
-    work: Callable[[Sequence[tuple[int, Job]]], Work],
-    *,
-    overwrite: bool,
-    skip_existing: bool,
-    fail_fast: bool,
-    dry_run: bool,
-    report: str | os.PathLike[str] | None,
-    tell: Callable[[Outcome], None],
-) -> Summary:
-    """What every way of running has in common; ``work`` does jobs in any order and gives each back with its outcome."""
-    started = time.perf_counter()
-    outcomes: dict[int, Outcome] = {}
-    table = None if report is None or dry_run else _Table(Path(report), skip_existing, overwrite)
-
-    def settle(index: int, outcome: Outcome) -> bool:
-        """Take down and tell an outcome; whether the run goes on."""
-        outcomes[index] = outcome
-        if table is not None:
-            table.add(index, outcome)
-        tell(outcome)
-        return not (fail_fast and outcome.status == "failed")
-
-    refused = [(index - len(plan.refused), *entry) for index, entry in enumerate(plan.refused)]
-    going = all(settle(index, _failure(path, None, error)) for index, path, error in refused)
-    todo: list[tuple[int, Job]] = []
-    for index, job in enumerate(plan.jobs if going else ()):
-        outcome = _triage(job, plan, settings, overwrite, skip_existing)
-        if outcome is None:
-            todo.append((index, job))
-        elif not settle(index, outcome):
-            going = False
-            break
-    if dry_run:
-        for index, job in todo:
-            settle(index, _planned(job, plan, settings))
-    _check_space((job for _, job in todo), plan.sample_rate, settings.bits)
-    if going and todo and not dry_run:
-        folders = {job.target.parent for _, job in todo}
-        for folder in folders:
-            audio.sweep(folder)
-        with contextlib.closing(work(todo)) as results:
-            all(settle(index, outcome) for index, outcome in results)
-        for folder in folders:  # workers that were killed leave something, too
-            audio.sweep(folder)
-    told = tuple(outcomes[index] for index in sorted(outcomes))
-    if table is not None:
-        table.finish()
-    not_started = len(plan.jobs) + len(plan.refused) - len(told)
-    return Summary(told, plan.ignored, not_started, time.perf_counter() - started)
-
-
 class _Worker:
     """A process of a Ray job: holds the model, does one job at a time."""
 
@@ -850,62 +840,39 @@ def _earlier_attempt(job: Job, sample_rate: int, salvage: bool) -> Outcome | Non
     return Outcome(job.source, job.target, "done", text, seconds=job.seconds, row=row)
 
 
-def run_ray(
-    plan: Plan,
+def _by_ray(
+    todo: Sequence[tuple[int, Job]],
+    sample_rate: int,
     settings: Settings,
-    *,
-    workers: int = 2,
-    overwrite: bool = False,
-    skip_existing: bool = False,
-    fail_fast: bool = False,
-    dry_run: bool = False,
-    report: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    tell: Callable[[Outcome], None] = lambda outcome: None,
-) -> Summary:
-    """Do a plan as a Ray Data job of ``workers`` processes, each with the model and one CPU (a GPU too for device cuda).
-
-    The rules, the table and the account are those of `run`. A job whose worker is lost is done again by another one, up
-    to three times; a file that kills every worker fails alone. The cluster is the one that the process is connected to or
-    that RAY_ADDRESS names; its machines must see the files under the same paths. Without either it is started here and
-    stopped at the end; it listens on the loopback interface only, unless Ray was imported before.
-
-    Raises what `run` raises, ImportError without the extra ``ray``, ConfigError where no cluster answers, BweError where it
-    goes away.
-    """
-
-    def work(todo: Sequence[tuple[int, Job]]) -> Work:
-        # A damaged model is refused here, in one sentence, and not by every worker.
-        dataclasses.replace(settings, device="cpu", backend="torch").load()
-        needs_gpu = settings.device.startswith("cuda")
-        total, done = sum(job.seconds for _, job in todo), 0.0
-        left = dict(todo)
-        with _ray_data(workers, needs_gpu) as data:
-            items = [{"index": index, "job": job} for index, job in todo]
-            dataset = data.from_items(items, override_num_blocks=min(len(items), _RAY_BLOCKS)).map(
-                _Worker,
-                fn_constructor_args=(_for_workers(settings), plan.sample_rate, overwrite),
-                compute=data.ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=1),
-                num_cpus=1,
-                num_gpus=int(needs_gpu),
-                max_task_retries=_RAY_RETRIES,
-            )
-            for result in dataset.iter_rows():
-                done += left.pop(result["index"]).seconds
-                yield result["index"], result["outcome"]
-                if progress is not None:
-                    progress(done, total)
-        for index, job in left.items():
-            lost = AudioError(f"{job.source}: every worker that took it was lost; extend it alone to see why")
-            outcome = None if overwrite else _earlier_attempt(job, plan.sample_rate, settings.salvage)
-            yield index, outcome or _failure(job.source, job.target, lost)
-
-    jobs = (dataclasses.replace(job, source=job.source.absolute(), target=job.target.absolute()) for job in plan.jobs)
-    plan = dataclasses.replace(plan, jobs=tuple(jobs))
-    return _drive(
-        plan, settings, work, overwrite=overwrite, skip_existing=skip_existing, fail_fast=fail_fast, dry_run=dry_run,
-        report=report, tell=tell,
-    )  # fmt: skip
+    workers: int,
+    overwrite: bool,
+    progress: Progress | None,
+) -> Work:
+    """Jobs in any order, each with its outcome."""
+    # A damaged model is refused here, in one sentence, and not by every worker.
+    dataclasses.replace(settings, device="cpu", backend="torch").load()
+    needs_gpu = settings.device.startswith("cuda")
+    total, done = sum(job.seconds for _, job in todo), 0.0
+    left = dict(todo)
+    with _ray_data(workers, needs_gpu) as data:
+        items = [{"index": index, "job": job} for index, job in todo]
+        dataset = data.from_items(items, override_num_blocks=min(len(items), _RAY_BLOCKS)).map(
+            _Worker,
+            fn_constructor_args=(_for_workers(settings), sample_rate, overwrite),
+            compute=data.ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            num_gpus=int(needs_gpu),
+            max_task_retries=_RAY_RETRIES,
+        )
+        for result in dataset.iter_rows():
+            done += left.pop(result["index"]).seconds
+            yield result["index"], result["outcome"]
+            if progress is not None:
+                progress(done, total)
+    for index, job in left.items():
+        lost = AudioError(f"{job.source}: every worker that took it was lost; extend it alone to see why")
+        outcome = None if overwrite else _earlier_attempt(job, sample_rate, settings.salvage)
+        yield index, outcome or _failure(job.source, job.target, lost)
 
 
 def _for_workers(settings: Settings) -> Settings:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -223,10 +222,10 @@ def _extend(args: argparse.Namespace) -> int:
             else:
                 bar.line(_printable(str(outcome)), sys.stdout)
 
-        engine = batch.run if args.engine == "local" else functools.partial(batch.run_ray, workers=args.workers)
-        summary = engine(
-            plan, settings, overwrite=args.overwrite, skip_existing=args.skip_existing, fail_fast=args.fail_fast,
-            dry_run=args.dry_run, report=args.report, progress=bar if bar.visible else None, tell=tell,
+        summary = batch.run(
+            plan, settings, ray_workers=args.workers if args.engine == "ray" else 0, overwrite=args.overwrite,
+            skip_existing=args.skip_existing, fail_fast=args.fail_fast, dry_run=args.dry_run, report=args.report,
+            progress=bar if bar.visible else None, tell=tell,
         )  # fmt: skip
     if many or args.dry_run:
         for line in str(summary).splitlines():

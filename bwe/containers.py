@@ -10,7 +10,7 @@ import io
 import re
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal, cast
 
@@ -384,20 +384,29 @@ def _ogg_ends(stream: BinaryIO, size: int) -> bool:
     return bool(tail[page + 5] & 0x04) and page + 27 + segments + body <= len(tail)
 
 
-def _is_chained(stream: BinaryIO) -> bool:
-    """Whether a second logical stream begins where the first has ended: libsndfile would stop there without a word."""
-    position, inside = id3_size(stream), False
+def _ogg_pages(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Header (at least 27 bytes), start of the body and end of every page from the start on, up to what is none."""
+    position = id3_size(stream)
     while True:
         stream.seek(position)
         page = stream.read(27 + 255)
         if len(page) < 27 or page[:4] != b"OggS":
-            return False
+            return
+        segments = page[26]
+        body = position + 27 + segments
+        position = body + sum(page[27 : 27 + segments])
+        yield page, body, position
+
+
+def _is_chained(stream: BinaryIO) -> bool:
+    """Whether a second logical stream begins where the first has ended: libsndfile would stop there without a word."""
+    inside = False
+    for page, _, _ in _ogg_pages(stream):
         begins = bool(page[5] & 0x02)
         if begins and inside:
             return True
         inside = inside or not begins
-        segments = page[26]
-        position += 27 + segments + sum(page[27 : 27 + segments])
+    return False
 
 
 def _holds_flac(stream: BinaryIO) -> bool:
@@ -410,15 +419,10 @@ def unwrapped_flac(stream: BinaryIO, size: int) -> tuple[tuple[Part, ...], str]:
     """``(parts, fault)`` of FLAC in Ogg: ``parts`` makes, with `Spliced`, the FLAC file inside, up to the first page that is
     missing or cannot be found, and ``fault`` says that in words. The libFLAC inside libsndfile is built without Ogg."""
     parts: list[Part] = []
-    position, serial, last = id3_size(stream), b"", False
-    while position < size:
-        stream.seek(position)
-        page = stream.read(27 + 255)
-        body = position + 27 + page[26] if len(page) > 26 else size
-        stop = body + sum(page[27 : 27 + page[26]]) if len(page) > 26 else size + 1
-        if page[:4] != b"OggS" or stop > size:
+    serial, last = b"", False
+    for page, body, stop in _ogg_pages(stream):
+        if stop > size:
             break
-        position = stop
         serial = serial or page[14:18]
         if page[14:18] != serial:  # another stream beside it
             continue

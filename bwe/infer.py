@@ -37,7 +37,6 @@ _CHUNK_SECONDS = 10.0
 # Through the network: what its activations take does not grow with the number of channels.
 _CHANNELS_AT_ONCE = 2
 _MANY_CHANNELS = 32
-_SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
 
 Audio = TypeVar("Audio", np.ndarray, Tensor)
 
@@ -605,11 +604,11 @@ def extend(
         target = _target(info, in_path, out_path, out_rate)
         if isinstance(target, Path):
             audio.check_output(target, overwrite)
-            subtype = _SUBTYPES.get(bits) or audio.fitting_subtype(target, info.subtype)
+            subtype = audio.SUBTYPES.get(bits) or audio.fitting_subtype(target, info.subtype)
         elif bits == "keep":
             subtype = {"PCM_24": "PCM_24", "PCM_32": "PCM_24", "FLOAT": "FLOAT", "DOUBLE": "FLOAT"}.get(info.subtype, "PCM_16")
         else:
-            subtype = _SUBTYPES[bits]
+            subtype = audio.SUBTYPES[bits]
         audio.Writer(target, out_rate, info.channels, subtype, overwrite=overwrite)  # not opened: refuses what cannot be held
         same = isinstance(target, Path) and os.path.exists(target) and info.path.exists() and target.samefile(info.path)
         in_sha256 = _sha256(info.path) if same else None

@@ -31,6 +31,7 @@ _RUN = 1024  # samples in which silence is counted
 _SAMPLE_S, _SAMPLE_LIMIT, _PIECE_S, _FADE_S = 60.0, 1 << 23, 0.5, 0.005
 _CLIP_RUN, _CLIP_KINK, _CLIP_FLOOR = 3, 1e-3, 0.1
 _SILENT_PEAK = 2.0**-15
+_HIGHEST_PEAK = 1e6  # squares of more overflow
 _OWN_FILTER = 0.94  # of half the sample rate: an edge above it is that of the converter which made the file
 
 
@@ -271,10 +272,12 @@ class _Tally:
             above.add(row, self.frames)
             below.add(-row, self.frames)
         if self._on_grid:
-            steps = x * np.float32(2**23)
-            whole = steps.astype(np.int64)
-            self._on_grid = bool((np.abs(steps) < 2.0**62).all() and (whole == steps).all())
-            self._bits |= np.bitwise_or.reduce(whole, axis=None)
+            self._on_grid = bool(size.max(initial=0) <= 1)
+            if self._on_grid:
+                steps = x * np.float32(2**23)
+                whole = steps.astype(np.int64)
+                self._on_grid = bool((whole == steps).all())
+                self._bits |= np.bitwise_or.reduce(whole, axis=None)
         self.frames += x.shape[1]
 
     def bits(self) -> int | None:
@@ -315,6 +318,8 @@ def inspect(path: str | os.PathLike[str], target_rate: int = 48_000) -> Inspecti
         warnings = tuple(reader.warnings)
     rate, frames, peak = info.sample_rate, tally.frames, float(tally.peak.max(initial=0))
     x = sample.signal()
+    if peak > _HIGHEST_PEAK:  # not audio as it should be, but its spectrum has a shape all the same
+        x = x / np.float32(peak)
     silent = peak < _SILENT_PEAK
     judged = not silent and x.shape[1] >= rate // 100
     content = _content(x, rate, detector.cutoff_hz()) if judged else _Content(rate / 2, None, None)

@@ -556,14 +556,14 @@ def test_ray_with_a_killed_worker(tmp_path: Path, write: Callable[..., Path], se
             killed.append(int(outcome.row["worker"].split(":")[1]))
             os.kill(killed[0], signal.SIGKILL)
 
-    summary = batch.run_ray(plan, settings, workers=2, report=tmp_path / "ray.jsonl", tell=kill_once)
+    summary = batch.run(plan, settings, ray_workers=2, report=tmp_path / "ray.jsonl", tell=kill_once)
     assert killed
     assert (summary.count("done"), len(summary.failures), summary.exit_code) == (10, 1, 1)
     batch.run(batch.plan([tmp_path / "in"], tmp_path / "here", sample_rate=48_000, recursive=True), settings)
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
     table = rows(tmp_path / "ray.jsonl")
     assert [row["output"]["path"] for row in table] == [str(job.target) for job in plan.jobs]  # type: ignore[index]
-    again = batch.run_ray(plan, settings, workers=2, report=tmp_path / "ray.jsonl", skip_existing=True)
+    again = batch.run(plan, settings, ray_workers=2, report=tmp_path / "ray.jsonl", skip_existing=True)
     assert (again.count("skipped"), len(again.failures)) == (10, 1)
     assert [row["status"] for row in rows(tmp_path / "ray.jsonl")] == [row["status"] for row in table]
 
@@ -574,4 +574,4 @@ def test_ray_is_named_where_it_is_missing(
     monkeypatch.setitem(sys.modules, "ray", None)
     plan = batch.plan([tree], tmp_path / "out", sample_rate=48_000, recursive=True)
     with pytest.raises(ImportError, match=r"pip install 'bwe\[ray\]'"):
-        batch.run_ray(plan, settings)
+        batch.run(plan, settings, ray_workers=2)

@@ -225,3 +225,12 @@ def test_sample_is_spread_over_the_file_whatever_the_blocks() -> None:
     assert found[0].shape == (2, 60 * rate)
     assert found[0][0].max() > 0.98 * frames
     assert np.median(found[0][0]) == pytest.approx(frames / 2, rel=0.02)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e10, 1e20, 3e38])
+def test_absurd_levels_are_told_without_a_warning(tmp_path: Path, talk: np.ndarray, scale: float) -> None:
+    found = look(tmp_path, (talk / np.abs(talk).max()).clip(-1, 1) * np.float32(scale), subtype="FLOAT")
+    assert found.peak_dbfs == pytest.approx(20 * np.log10(scale), abs=0.1)
+    assert found.bits is None
+    assert found.rolloff99_hz is not None
