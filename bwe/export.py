@@ -109,21 +109,23 @@ class _Graph(nn.Module):
         return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _convolve(x: Tensor, kernels: Tensor, ahead: int, frame: int) -> Tensor:
-    """`(B, 1, T)` with every item's own kernel `(B, L)`, advanced by `ahead` samples; T a multiple of `frame`.
+def _convolve(x: Tensor, kernel: Tensor, ahead: int, frame: int) -> Tensor:
+    """`(B, 1, T)` with a kernel `(L,)`, advanced by `ahead` samples; T a multiple of `frame`.
 
-    As products of matrices: an ONNX convolution has a fixed number of groups, and the batch has not.
+    As products of matrices: onnxruntime takes so long a kernel that is no constant in five times as long.
     """
-    length = kernels.shape[-1]
+    length = len(kernel)
     count = -(-(length + frame - 1) // frame)
-    j, p, m = np.ogrid[:count, :frame, :frame]
-    tap = (count - 1 - j) * frame + m - p
-    weights = F.pad(kernels, (0, 1))[:, torch.from_numpy(np.where((tap >= 0) & (tap < length), tap, length))]
-    padded = F.pad(x[:, 0], ((count - 1) * frame - ahead, ahead)).unflatten(-1, (-1, frame))
+    # Row m is the reversed kernel, m places to the right: rows are one shorter than the period of what is written in them.
+    width = count * frame
+    period = F.pad(kernel.flip(0), (width - frame - length + 1, frame))
+    rows = period.expand(frame, -1).reshape(-1)[: frame * width].view(frame, count, frame)
+    weights = rows.permute(1, 2, 0)
+    padded = F.pad(x[:, 0], (width - frame - ahead, ahead)).unflatten(-1, (-1, frame))
     frames = x.shape[-1] // frame
-    mixed = padded[:, :frames] @ weights[:, 0]
+    mixed = padded[:, :frames] @ weights[0]
     for k in range(1, count):
-        mixed = mixed + padded[:, k : k + frames] @ weights[:, k]
+        mixed = mixed + padded[:, k : k + frames] @ weights[k]
     return mixed.flatten(1).unsqueeze(1)
 
 
@@ -149,11 +151,11 @@ class _Centred(_Graph):
         if not self.net.config.passthrough:
             return generated
         middle = cutoff_hz + sum(dsp.SPLICE_HZ) / 2
-        centre = middle.clamp(min=0.0)[:, None] * (2 / self.net.sample_rate)
-        kernels = (1 - centre) * self.impulse - (centre * self.angle).sin() * self.decay
+        centre = middle.clamp(min=0.0) * (2 / self.net.sample_rate)
+        kernel = (1 - centre) * self.impulse - (centre * self.angle).sin() * self.decay
         # As in `forward`, nothing of what the network says about the padding reaches the signal.
         inside = torch.arange(x.shape[-1]) < samples
-        return x + _convolve((generated - x) * inside, kernels, len(self.angle) // 2, self.net.hop // _FRAMES_PER_HOP)
+        return x + _convolve((generated - x) * inside, kernel, len(self.angle) // 2, self.net.hop // _FRAMES_PER_HOP)
 
 
 class _Causal(_Graph):

@@ -115,8 +115,15 @@ def _means_at_steps(x: Tensor, step: int) -> Tensor:
 
 def _between(knots: Tensor, step: int) -> Tensor:
     """`(B, K, M + 1)` -> `(B, K, M * step)`: straight lines between the knots."""
-    weight = (torch.arange(step, device=knots.device, dtype=knots.dtype) + 0.5) / step
-    return torch.lerp(knots[..., :-1, None], knots[..., 1:, None], weight).flatten(-2)
+    ahead = (torch.arange(step, device=knots.device, dtype=knots.dtype) + 0.5) / step
+    # As a product: to spread each knot over its step takes longer, and far longer in onnxruntime.
+    with torch.autocast(knots.device.type, enabled=False):
+        return (torch.stack([knots[..., :-1], knots[..., 1:]], dim=-1) @ torch.stack([1 - ahead, ahead])).flatten(-2)
+
+
+def _around(means: Tensor, step: int) -> Tensor:
+    """`(B, K, M)` -> `(B, K, M * step)`: straight lines between means that stand in the middle of their steps."""
+    return _between(F.pad(means, (1, 1), mode="replicate"), step)[..., step // 2 : -(step // 2)]
 
 
 class _CutoffEmbedding(nn.Module):
@@ -253,7 +260,7 @@ class SEANet(nn.Module):
         else:
             # count_include_pad: beyond a clip's edge is silence, as in the zero padding of every convolution.
             power = F.avg_pool1d(bands.square(), window, stride=step, padding=(window - step) // 2)
-            level = F.interpolate((power + LEVEL_FLOOR**2).sqrt(), scale_factor=float(step), mode="linear")
+            level = _around((power + LEVEL_FLOOR**2).sqrt(), step)
         return bands / level, level
 
     def _without_edges(self, texture: Tensor) -> Tensor:
@@ -268,7 +275,7 @@ class SEANet(nn.Module):
         else:
             width, padding = 4 * EDGE_STEP, 3 * EDGE_STEP // 2
             mean = F.avg_pool1d(phases, width, stride=EDGE_STEP, padding=padding, count_include_pad=False)
-            local = F.interpolate(mean, scale_factor=float(EDGE_STEP), mode="linear")
+            local = _around(mean, EDGE_STEP)
         return texture - rearrange(local, "b (k p) n -> b k (n p)", p=2)
 
     def tell(self, cutoff_hz: Tensor) -> Told:
