@@ -99,7 +99,7 @@ class Film(nn.Module):
 
 
 def modulate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """`(B, D, 1, N)` -> `(B, D, 1, N)`, by the scale and shift of a `Film`."""
+    """Scaled and shifted by what a `Film` says; channels of all three where they meet."""
     return torch.addcmul(by[1], x, by[0])
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bwe.generators import EDGE_STEP, LEVEL_FLOOR, LOG_GAIN_MAX, SEANet
-from bwe.layers import Conv, activate
+from bwe.layers import Conv, activate, modulate
 
 # Hops that are taken at once: more gain nothing, as the tables leave the cache, and few sizes need few constants.
 _HOPS_AT_ONCE = (64, 32, 16, 8, 4, 2, 1)
@@ -145,7 +145,7 @@ class Stepper(nn.Module):
             self.texture_mix: Tensor
             self.analysis_windows = _Windows(padded.shape[-1] // c.bands)
             self.synthesis_windows = _Windows(net.pqmf.late.shape[-1])
-            self.splice_windows = _Windows(net.tell(torch.tensor([1000.0])).splice.shape[-1])
+            self.splice_windows = _Windows(net.tell(torch.tensor([1000.0], device=filters.device)).splice.shape[-1])
             # What is whitened comes in one piece here, the levels after it.
             order = torch.arange(net.stem.in_channels).view(-1, c.bands)
             self.stem = _Product(net.stem, (order[[0, 2, 1]] if c.excitation else order).reshape(-1))
@@ -177,16 +177,16 @@ class Stepper(nn.Module):
         h = self.stem(torch.cat([white, level.log() * 0.2 + 1.6], dim=1), memory)
         skips = []
         for units, down in zip(self.encoder, self.down, strict=True):
-            h = _modulate(h, next(modulation))
+            h = modulate(h, next(modulation))
             for dilated, mix in units:  # type: ignore[attr-defined]
                 h = h + mix(activate(dilated(activate(h), memory)), memory)
             skips.append(h)
             h = down(activate(h), memory)
         for block in self.bottleneck:
-            h = _fused(block, _modulate(h, next(modulation)), memory)
+            h = _fused(block, modulate(h, next(modulation)), memory)
         for up, block, skip in reversed(list(zip(self.up, self.decoder, skips, strict=True))):
             h = up(activate(h), memory).view(-1, skip.shape[1]) + skip
-            h = _fused(block, _modulate(h, next(modulation)), memory)
+            h = _fused(block, modulate(h, next(modulation)), memory)
         texture, log_gain, own = self.head(activate(h), memory).split(c.bands, dim=1)
         texture = self._without_edges(texture, memory)
         if c.excitation:
@@ -255,7 +255,3 @@ def _fused(branches: Any, x: Tensor, memory: Memory) -> Tensor:
             y = y + product(activate(y), memory)
         ends.append(y)
     return ends[0] if len(ends) == 1 else sum(ends[1:], ends[0]) / len(ends)
-
-
-def _modulate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.addcmul(by[1], x, by[0])
