@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bwe import audio, export, generators, infer
+from bwe import audio, dsp, export, generators, infer
 from bwe.errors import BweError
 
 RATE = 48_000
@@ -255,7 +255,10 @@ def in_other_runtimes(
             timed.append(Timed(label, "onnxruntime", count, module, block, call_reference))
         if importlib.util.find_spec("openvino"):
             runtime = f"OpenVINO {openvino_precision()}"
-            own = openvino_call(exact, [x.numpy(), cutoff, np.array([x.shape[-1]])], count)
+            third: np.ndarray = np.array([x.shape[-1]])
+            if generator.causal:
+                third = dsp.causal_splice_weights(rate, cutoff, generator.delay, generator.config.bands)
+            own = openvino_call(exact, [x.numpy(), cutoff, third], count)
             timed.append(Timed(f"{name}, network", runtime, count, generator, x.shape[-1] / rate, own))
             for path, (label, module, inputs) in zip(files, references, strict=True):
                 call_reference = openvino_call(path, [i.numpy() for i in inputs], count)

@@ -609,12 +609,15 @@ class OnnxGenerator:
         except Exception as error:  # onnxruntime has no base class for what it raises
             raise ModelError(f"{where}: onnxruntime refuses it ({str(error).splitlines()[0]})") from None
         inputs = {node.name: node.shape for node in self._session.get_inputs()}
+        types = {node.type for node in (*self._session.get_inputs(), *self._session.get_outputs()) if node.name != "samples"}
         self._state_shapes = [inputs[name] for name in (f"state_{i}" for i in range(len(inputs))) if name in inputs]
         states = range(len(self._state_shapes))
         self._table_shapes = [node.shape for node in self._session.get_outputs()[1:]]
         wanted = {"x", "cutoff_hz", "splice" if self.causal else "samples", *(f"state_{i}" for i in states)}
         outputs = ["y", *(f"next_{i}" for i in states)]
         known = inputs.keys() == wanted and [node.name for node in self._session.get_outputs()] == outputs
+        known = known and types == {"tensor(float)"} and (not self.streaming or inputs["x"] == [1, 1, self.hop])
+        known = known and (not self.causal or inputs["splice"] == list(self._feeds(1000.0, 0)["splice"].shape))
         pairs = zip(self._state_shapes, self._table_shapes, strict=False)
         if not known or self.streaming != bool(states) or not all(_is_end(*pair) for pair in pairs):
             raise ModelError(f"{where}: its inputs and outputs are not those of its metadata; export the model again")
@@ -627,8 +630,10 @@ class OnnxGenerator:
             text = {key: properties[key] for key in ("arch", "bwe_version", "weights_sha256", "precision", "how_to_run")}
         except (KeyError, ValueError, RecursionError, BweError) as error:
             raise ModelError(f"{where}: not an ONNX file that bwe wrote (metadata: {error}); use `bwe export`") from None
-        sound = 0 <= numbers["delay"] <= numbers["receptive_field"] and numbers["sample_rate"] == config.sample_rate
-        if not sound or numbers["hop"] != config.bands * math.prod(config.strides):
+        with torch.device("meta"):
+            net = generators.SEANet(config)
+        numbers_of = {key: getattr(net, key) for key in numbers}
+        if numbers != numbers_of or flags["causal"] != config.causal or flags["streaming"] > config.causal:
             raise ModelError(f"{where}: its metadata contradict one another; export the model again")
         self.config = config
         self.sample_rate, self.hop, self.delay, self.latency, self.receptive_field = numbers.values()
@@ -665,17 +670,20 @@ class OnnxGenerator:
                 yield {"x": block} | lane.feeds()
             lane.advance(block[0])
 
-    def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray | float) -> np.ndarray:
         """Fills the band above the cut-off, as `SEANet.forward`.
 
         Args:
             x: `(B, 1, T)` float at `sample_rate`, any T >= 0, empty above the cut-off.
-            cutoff_hz: `(B,)` where the known band ends, in Hz.
+            cutoff_hz: where the known band ends, in Hz; one for all, or `(B,)`.
 
         Returns:
             `(B, 1, T)` float32.
         """
         length = x.shape[-1]
+        if np.size(cutoff_hz) not in (1, len(x)):
+            raise ConfigError(f"{np.size(cutoff_hz)} cut-offs for {len(x)} signals; give one, or one for each")
+        cutoff_hz = np.broadcast_to(np.reshape(cutoff_hz, -1), len(x))
         late = self.delay if self.streaming else 0
         y = np.empty(x.shape, np.float32)
         if length == 0:
@@ -739,7 +747,7 @@ class _Lane:
 
 
 class OnnxStream:
-    """Signals through a streaming graph, block by block; `advance`, or a call, as `advance` of the module."""
+    """Signals through a streaming graph, block by block."""
 
     def __init__(self, generator: OnnxGenerator, cutoff_hz: np.ndarray) -> None:
         self._hop = generator.hop

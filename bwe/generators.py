@@ -11,7 +11,8 @@ bandwidth extension network") with three things of its own:
 * what the rectified input has in each sub-band (harmonics of the same pitch, or noise of the same envelope), whitened, is
   offered as a texture.
 
-The known band is not the network's business: `y = x + highpass(G(x) - x)`.
+The known band is not the network's business: `y = x + highpass(G(x) - x)`, or live, where both sides of the cut-off have
+filters of their own, `y = lowpass(x) + highpass(G(x))`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Config:
         level_frames: sub-band samples over which the local level is taken, every quarter of them.
         excitation: offer the rectified input as additional bands.
         conditioning: width of the cut-off embedding; 0: the network is not told the cut-off.
-        passthrough: keep the known band exactly (`y = x + highpass(G(x))`); off where the known band is damaged itself.
+        passthrough: keep the known band, and splice the generated one to it; off where the known band is damaged itself.
         causal: look only back, but for a short filter bank (`SEANet.latency`), so that a live signal can be extended.
     """
 
@@ -160,7 +161,7 @@ def _folded(module: nn.Module) -> dict[str, Tensor]:
 
 
 class SEANet(nn.Module):
-    """PQMF -> U-Net -> PQMF, then `y = x + highpass(G(x) - x, cutoff)`.
+    """PQMF -> U-Net -> PQMF, then the splice.
 
     Centred and causal ones have the same weights. A causal one knows nothing of what is to come but for its filter bank; a
     `stepper.Stepper` takes it through a stream block by block.

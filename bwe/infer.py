@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import bwe
-from bwe import audio, dsp, hub, pictures, runs, stepper
+from bwe import audio, dsp, generators, hub, pictures, runs, stepper
 from bwe.errors import AudioError, ConfigError, ModelError, OutputError
 
 DEFAULT_MODEL = "speech-48k"
@@ -47,6 +47,7 @@ class Runner(Protocol):
     sample_rate: int
     hop: int
     causal: bool
+    streaming: bool
     delay: int
     latency: int
     receptive_field: int
@@ -55,7 +56,7 @@ class Runner(Protocol):
         """`(B, 1, T)`, `(B,)` -> `(B, 1, T)`."""
 
     def stream(self, cutoff_hz: np.ndarray) -> Stream:
-        """Of a causal network, from silence on."""
+        """Where it is `streaming`, from silence on."""
 
 
 class Stream(Protocol):
@@ -75,6 +76,7 @@ class _Torch:
         self.hop = int(network.hop)
         self.receptive_field = int(network.receptive_field)
         self.causal = bool(getattr(generator, "causal", False))
+        self.streaming = self.causal and isinstance(generator, generators.SEANet)
         self.delay, self.latency = (int(getattr(generator, name, 0)) for name in ("delay", "latency"))
 
     @property
@@ -121,7 +123,6 @@ class Extender:
         self.sample_rate: int = self._runner.sample_rate
         self.receptive_field: int = self._runner.receptive_field
         self.causal: bool = self._runner.causal
-        self._streams = self.causal and bool(getattr(self._runner, "streaming", True))
         self.meta = meta or {}
         self.card = card
         self.folder = folder
@@ -180,7 +181,7 @@ class Extender:
         that is not told the cut-off of a signal at its own rate).
         """
         signals = _as_signals(x, sr)
-        if chunk_seconds is not None and not chunk_seconds > 0:
+        if chunk_seconds is not None and not 0 < chunk_seconds < math.inf:
             raise ConfigError(f"chunk_seconds must be above 0, not {chunk_seconds!r}; None takes the signal in one piece")
         given = self._given_cutoff(cutoff, sr)
         resampled = dsp.resample(signals.to(self.device), int(sr), self.sample_rate).cpu().numpy()
@@ -212,8 +213,14 @@ class Extender:
         """
         if not self.causal:
             raise ConfigError("this model looks ahead and cannot stream; use speech-48k-stream, or call it on a whole signal")
-        if not self._streams:
-            raise ConfigError("this ONNX file takes whole signals only; export it again with --streaming")
+        if not self._runner.streaming:
+            onnx = not isinstance(self.generator, nn.Module)
+            what = "ONNX file" if onnx else type(self.generator).__name__
+            raise ConfigError(f"this {what} takes whole signals only" + ("; export it again with --streaming" if onnx else ""))
+        if isinstance(blocks, np.ndarray | Tensor):
+            raise ConfigError(
+                "a stream takes blocks one after the other: give it a list or a generator of arrays, or call the model"
+            )
         given = self._given_cutoff(cutoff, sr)
         return self._streamed(iter(blocks), int(sr), given)
 
@@ -223,17 +230,22 @@ class Extender:
             return
         if getattr(first, "ndim", 1) > 2:
             raise AudioError(f"a block of shape {tuple(first.shape)} is not (T,) or (C, T), as those of a stream are")
-        channels = _as_signals(first, sr).shape[1]
+        channels, taken = _as_signals(first, sr, 0).shape[1], 0
+        if not channels:
+            return
         resampler = dsp.Resampler(sr, self.sample_rate, channels)
 
         def resampled() -> Iterator[np.ndarray]:
+            nonlocal taken
             for block in itertools.chain([first], blocks):
                 if type(block) is not type(first) or block.shape[:-1] != first.shape[:-1]:
                     raise ConfigError(
                         f"a {type(block).__name__} of shape {tuple(getattr(block, 'shape', ()))} follows one of "
                         f"{tuple(first.shape)}; all blocks of a stream have the same kind and channels"
                     )
-                yield resampler.push(_as_signals(block, sr)[0].cpu().numpy())
+                # A copy: what is not yet a full hop waits, and the caller may fill the same buffer again.
+                yield resampler.push(_as_signals(block, sr, taken)[0].cpu().numpy().copy())
+                taken += block.shape[-1]
             yield resampler.flush()
 
         for y in self._filled(resampled(), channels, cutoff, None):
@@ -248,13 +260,13 @@ class Extender:
         """
         if not self.causal:
             raise ConfigError("this model looks ahead as far as the signal goes; only a causal one has a latency")
-        resampler = dsp.Resampler(sr, self.sample_rate, 1)
+        _check_rate(sr)
+        resampler = dsp.Resampler(int(sr), self.sample_rate, 1)
         return resampler.lookahead + (self._runner.latency + 1) / self.sample_rate
 
     def _given_cutoff(self, cutoff: float | None, sr: int) -> float | None:
         """The cut-off as told, or the one that a causal model assumes; None where it is to be found."""
-        if isinstance(sr, bool) or not isinstance(sr, int | np.integer) or not audio.MIN_RATE <= sr <= audio.MAX_RATE:
-            raise AudioError(f"sr must be a whole number of Hz from {audio.MIN_RATE} to {audio.MAX_RATE}, not {sr!r}")
+        _check_rate(sr)
         if cutoff is not None:
             return _check_cutoff(cutoff, sr, self.sample_rate)
         if not self.causal:
@@ -274,7 +286,7 @@ class Extender:
             yield from blocks
             return
         edges = np.full(channels, cutoff_hz, np.float32)
-        engine = self._causally if self._streams else self._centred
+        engine = self._causally if self._runner.streaming else self._centred
         for y in engine(blocks, edges, chunk_seconds):
             if not np.isfinite(y).all():
                 raise ModelError("the model's output is not finite; full scale is 1: scale the input down, or check the model")
@@ -354,19 +366,23 @@ def _like(x: Audio, y: np.ndarray) -> Audio:
     return shaped.astype(x.dtype, copy=False)
 
 
-def _as_signals(x: np.ndarray | Tensor, sr: int) -> Tensor:
-    """Check what the user gave; ``(B, C, T)`` float32."""
+def _check_rate(sr: int) -> None:
+    if isinstance(sr, bool) or not isinstance(sr, int | np.integer) or not audio.MIN_RATE <= sr <= audio.MAX_RATE:
+        raise AudioError(f"sr must be a whole number of Hz from {audio.MIN_RATE} to {audio.MAX_RATE}, not {sr!r}")
+
+
+def _as_signals(x: np.ndarray | Tensor, sr: int, taken: int | None = None) -> Tensor:
+    """Check what the user gave; ``(B, C, T)`` float32. Of a stream, ``taken`` samples came before it."""
     if not isinstance(x, np.ndarray | Tensor):
         raise AudioError(f"audio must be a numpy array or a torch tensor, not {type(x).__name__}")
     floating = x.is_floating_point() if isinstance(x, Tensor) else np.issubdtype(x.dtype, np.floating)
     if not floating:
         raise AudioError(f"audio of type {x.dtype} is not float; convert it to float in [-1, 1] (int16: x / 32768)")
-    if isinstance(sr, bool) or not isinstance(sr, int | np.integer) or not audio.MIN_RATE <= sr <= audio.MAX_RATE:
-        raise AudioError(f"sr must be a whole number of Hz from {audio.MIN_RATE} to {audio.MAX_RATE}, not {sr!r}")
+    _check_rate(sr)
     shape = tuple(x.shape)
     if not 1 <= len(shape) <= 3:
         raise AudioError(f"audio of shape {shape} must be (T,), (C, T) or (B, C, T)")
-    if len(shape) > 1 and shape[-2] > _MANY_CHANNELS >= shape[-1]:
+    if taken is None and len(shape) > 1 and shape[-2] > _MANY_CHANNELS >= shape[-1]:
         raise AudioError(f"audio of shape {shape} has {shape[-2]} channels of {shape[-1]} samples; transpose it to (C, T)")
     tensor = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
     signals = tensor.float().reshape((1,) * (3 - len(shape)) + shape)
@@ -376,7 +392,8 @@ def _as_signals(x: np.ndarray | Tensor, sr: int) -> Tensor:
         where = f" in channel {index[1] + 1}" if len(shape) > 1 else ""
         where += f" of signal {index[0] + 1}" if len(shape) > 2 else ""
         name = audio.nonfinite_name(float(signals[tuple(index)]))
-        raise AudioError(f"{name} at sample {index[2]} ({index[2] / sr:.4f} s){where}; repair the signal first")
+        place = index[2] + (taken or 0)
+        raise AudioError(f"{name} at sample {place} ({place / sr:.4f} s){where}; repair the signal first")
     return signals
 
 

@@ -19,18 +19,19 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 LEAK = 0.1
 
 
+def reach(kernel: int, dilation: int, stride: int) -> int:
+    """Frames that a causal convolution needs before a block: an output stands for the whole of its stride."""
+    return dilation * (kernel - 1) - (stride - 1)
+
+
 class Conv(nn.Conv2d):
     """A convolution along N: centred and length-keeping, or, with a stride, N -> N / stride."""
-
-    @property
-    def reach(self) -> int:
-        """Frames that a causal one needs before a block: an output stands for the whole block of inputs under its stride."""
-        return self.dilation[1] * (self.kernel_size[1] - 1) - (self.stride[1] - 1)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         if not causal:
             return super().forward(x)
-        return F.conv2d(F.pad(x, (self.reach, 0)), self.weight, self.bias, self.stride, 0, self.dilation)
+        before = reach(self.kernel_size[1], self.dilation[1], self.stride[1])
+        return F.conv2d(F.pad(x, (before, 0)), self.weight, self.bias, self.stride, 0, self.dilation)
 
 
 def conv(d_in: int, d_out: int, kernel: int, dilation: int = 1, stride: int = 1, gain: float = 1.0) -> Conv:

@@ -6,6 +6,7 @@ The blocks of a pipe or a device go through `Extender.stream` as they come; noth
 from __future__ import annotations
 
 import collections
+import math
 import os
 import queue
 import threading
@@ -60,9 +61,9 @@ def measure(extender: Extender, sr: int, cutoff: float | None = None, seconds: f
 
     Raises what `Extender.stream` raises.
     """
-    algorithmic, offset = _impulse(extender, sr, cutoff)
-    if seconds < 0.1:
+    if not 0.1 <= seconds < math.inf:
         raise ConfigError(f"seconds must be 0.1 or more, not {seconds:g}")
+    algorithmic, offset = _impulse(extender, sr, cutoff)
     block = round(BLOCK_SECONDS * sr)
     noise = 0.05 * np.random.default_rng(0).standard_normal(round(seconds * sr)).astype(np.float32)
     spent: list[float] = []
@@ -90,6 +91,7 @@ def measure(extender: Extender, sr: int, cutoff: float | None = None, seconds: f
 
 def _impulse(extender: Extender, sr: int, cutoff: float | None) -> tuple[float, int]:
     """Longest wait in seconds for the output at the place of an input sample, and how far off an impulse comes out."""
+    extender.latency_seconds(sr)  # refuses what is no rate
     x = np.zeros(round(_MEASURE_SECONDS * sr), np.float32)
     place = len(x) // 2
     x[place] = 1.0

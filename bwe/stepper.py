@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bwe.errors import AudioError
 from bwe.generators import EDGE_STEP, LEVEL_FLOOR, LOG_GAIN_MAX, SEANet
-from bwe.layers import Conv, activate, modulate
+from bwe.layers import Conv, activate, modulate, reach
 
-# Hops that are taken at once: more gain nothing, as the tables leave the cache, and few sizes need few constants.
+# Hops that are taken at once, where they have no more than so many rows: more gain nothing, as the tables leave the cache, and
+# few sizes need few constants.
 _HOPS_AT_ONCE = (64, 32, 16, 8, 4, 2, 1)
+_MOST_ROWS = 1024
 
 
 class Told(NamedTuple):
@@ -61,7 +64,7 @@ class _Windows(nn.Module):
     def __init__(self, kernel: int, dilation: int = 1, stride: int = 1) -> None:
         super().__init__()
         self.kernel, self.dilation, self.stride = kernel, dilation, stride
-        self.count = dilation * (kernel - 1) - (stride - 1)
+        self.count = reach(kernel, dilation, stride)
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
@@ -128,7 +131,7 @@ class Stepper(nn.Module):
     """A causal `SEANet` in blocks of whole hops: joined, what it says is what the network says of the whole signal."""
 
     def __init__(self, net: SEANet) -> None:
-        """With the weights as they are now."""
+        """With the weights of the convolutions as they are now; what a cut-off does the network is asked for every stream."""
         super().__init__()
         assert net.causal
         self.config = c = net.config
@@ -219,21 +222,27 @@ class Stream:
     def __init__(self, network: Stepper, cutoff_hz: float) -> None:
         self._network = network
         self._held: list[Tensor] | None = None
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(network.analysis.device.type, enabled=False):
             self._told = network.tell(cutoff_hz)
 
     @torch.inference_mode()
     def advance(self, x: Tensor) -> Tensor:
-        """The next block, `(n * hop,)` -> the same of the output, `SEANet.delay` samples late."""
+        """The next block, `(n * hop,)` -> the same of the output, `SEANet.delay` samples late.
+
+        Raises AudioError for another length.
+        """
+        hop, bands = self._network.hop, self._network.config.bands
+        if x.dim() != 1 or len(x) % hop:
+            raise AudioError(f"a stream takes blocks of n * {hop} samples, not of shape {tuple(x.shape)}")
         out = []
-        hop = self._network.hop
-        for count in _HOPS_AT_ONCE:
-            while len(x) >= count * hop:
-                memory = Memory(self._held)
-                out.append(self._network(x[: count * hop], self._told, memory))
-                # A view of a long table would keep it in memory until the next block has gone through.
-                self._held = [rows.clone() if count > 1 else rows for rows in memory.kept()]
-                x = x[count * hop :]
+        with torch.autocast(x.device.type, enabled=False):
+            for count in _HOPS_AT_ONCE:
+                while len(x) >= count * hop and (count == 1 or count * hop <= _MOST_ROWS * bands):
+                    memory = Memory(self._held)
+                    out.append(self._network(x[: count * hop], self._told, memory))
+                    # A view of a long table would keep it in memory until the next block has gone through.
+                    self._held = [rows.clone() if count > 1 else rows for rows in memory.kept()]
+                    x = x[count * hop :]
         return out[0] if len(out) == 1 else torch.cat(out) if out else x
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from bwe import dsp, export, generators, layers
+from bwe import dsp, export, generators, infer, layers
 from bwe.errors import AudioError, ConfigError, ModelError, OutputError
 
 onnx = pytest.importorskip("onnx")
@@ -37,7 +37,9 @@ def seanet(causal: bool) -> generators.SEANet:
         net = generators.SEANet(dataclasses.replace(generators.SIZES["tiny"], causal=causal)).eval()
         with torch.no_grad():
             assert net.head.bias is not None
-            net.head.bias.zero_()
+            for name, parameter in net.named_parameters():
+                if name.endswith("bias"):
+                    torch.nn.init.normal_(parameter, std=0.2)
             for film in (*net.encoder_film, *net.bottleneck_film, *net.decoder_film):
                 torch.nn.init.normal_(film.affine.weight, std=0.3)
     return net
@@ -88,7 +90,10 @@ def test_a_file_says_what_the_module_says(stored: Path, causal: bool) -> None:
         assert y.dtype == np.float32
         expected = module_output(net, x, cutoff_hz)
         assert np.abs(y - expected).max(initial=0) < 1e-5, frames
-    assert np.abs(expected - x).max() > 0.05, "the generator put nothing into the missing band"
+    with torch.no_grad():
+        net.head.parametrizations.weight.original0.zero_()  # type: ignore[union-attr]
+    muted = module_output(net, x, cutoff_hz)
+    assert np.abs(expected - muted).max() > 0.05, "the generator put nothing into the missing band"
 
 
 def test_blocks_join_to_the_whole(streaming: export.Exported) -> None:
@@ -121,15 +126,15 @@ def test_signals_stream_side_by_side(streaming: export.Exported) -> None:
         assert np.array_equal(together[i, :, 3 * HOP :], alone(x[i : i + 1, :, 3 * HOP :])[0])
 
 
-def test_a_stream_takes_blocks_of_many_lengths(streaming: export.Exported) -> None:
-    runner = export.OnnxGenerator(streaming.path)
-    x = signal(sum(range(1, 20)) * HOP)
-    stream, at, blocks = runner.stream(6000.0), 0, []
-    for hops in range(1, 20):
-        blocks.append(stream.advance(x[..., at : at + hops * HOP]))
-        at += hops * HOP
-    joined = np.concatenate(blocks, axis=-1)
-    assert np.abs(joined - runner.stream(6000.0).advance(x)).max() < 1e-5
+def test_an_extender_over_a_streaming_file(streaming: export.Exported) -> None:
+    """Whole signals and streams, of several channels, say what PyTorch says."""
+    onnx_model, torch_model = infer.load(streaming.path), infer.Extender(seanet(True))
+    x = signal(9_000, 3)[:, 0]
+    whole = torch_model(x, 16_000)
+    assert np.abs(onnx_model(x, 16_000) - whole).max() < 1e-5
+    joined = np.concatenate(list(onnx_model.stream(np.array_split(x, 31, axis=-1), 16_000)), axis=-1)
+    assert np.abs(joined - whole).max() < 1e-4
+    assert onnx_model.latency_seconds(16_000) == torch_model.latency_seconds(16_000)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -241,6 +246,18 @@ def test_eight_bits(folder: Path, voice: Callable[..., np.ndarray]) -> None:
         runner.stream(4000.0)
 
 
+def test_eight_bits_in_a_stream(folder: Path, voice: Callable[..., np.ndarray]) -> None:
+    clips = [voice(SR, SR, seed=seed)[0] for seed in range(2)]
+    written = export.export(seanet(True), folder / "int8-stream.onnx", streaming=True, int8=clips)
+    runner, net = export.OnnxGenerator(written.path), seanet(True)
+    assert (runner.precision, runner.streaming) == ("int8", True)
+    kinds = [node.op_type for node in onnx.load(written.path).graph.node]
+    assert kinds.count("QuantizeLinear") > 5
+    x = dsp.band_limit(torch.from_numpy(voice(SR // 2, SR)), SR, 4000.0).numpy()[None]
+    exact, rough = module_output(net, x, np.array([4000.0])), runner(x, 4000.0)
+    assert 20 * np.log10(np.linalg.norm(rough - exact) / np.linalg.norm(exact - x)) < -20
+
+
 def test_nothing_to_calibrate_with(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         export._calibration_clips(tmp_path / "nowhere", SR)
@@ -283,6 +300,31 @@ def _other_hop(proto: onnx.ModelProto, _: Path) -> None:
     next(prop for prop in proto.metadata_props if prop.key == "hop").value = "100"
 
 
+def _endless_delay(proto: onnx.ModelProto, _: Path) -> None:
+    for prop in proto.metadata_props:
+        if prop.key in ("delay", "receptive_field", "latency"):
+            prop.value = "5000000"
+
+
+def _fewer_bands(proto: onnx.ModelProto, _: Path) -> None:
+    """All metadata of another network, which fit one another."""
+    other = generators.SEANet(dataclasses.replace(generators.SIZES["tiny"], causal=True, bands=12))
+    for prop in proto.metadata_props:
+        if prop.key == "config":
+            prop.value = json.dumps(dataclasses.asdict(other.config))
+        elif prop.key in ("hop", "delay", "latency", "receptive_field"):
+            prop.value = str(getattr(other, prop.key))
+
+
+def _double_state(proto: onnx.ModelProto, _: Path) -> None:
+    proto.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    cast = onnx.helper.make_node("Cast", ["single"], [proto.graph.output[1].name], to=onnx.TensorProto.DOUBLE)
+    for node in proto.graph.node:
+        node.output[:] = ["single" if name == proto.graph.output[1].name else name for name in node.output]
+        node.input[:] = ["single" if name == proto.graph.output[1].name else name for name in node.input]
+    proto.graph.node.append(cast)
+
+
 def _huge_config(proto: onnx.ModelProto, _: Path) -> None:
     next(prop for prop in proto.metadata_props if prop.key == "config").value = "[" * 100_000
 
@@ -304,6 +346,9 @@ def _no_weights(proto: onnx.ModelProto, _: Path) -> None:
         (_own_operator, "operators of its own"),
         (_no_metadata, "not an ONNX file that bwe wrote"),
         (_other_hop, "contradict"),
+        (_endless_delay, "contradict"),
+        (_fewer_bands, "not those of its metadata"),
+        (_double_state, "not those of its metadata"),
         (_huge_config, "not an ONNX file that bwe wrote"),
         (_other_outputs, "not those of its metadata"),
         (_no_weights, "onnxruntime refuses it"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_stream_keeps_kind_and_type(causal: infer.Extender) -> None:
     assert list(causal.stream([], 16_000)) == []
 
 
-def test_stream_gives_what_is_ready_and_its_memory_is_bounded(causal: infer.Extender) -> None:
+def test_a_stream_gives_what_is_ready(causal: infer.Extender) -> None:
     """Nothing waits longer than the latency says, however long the stream has run."""
     taken = given = 0
     lags = []
@@ -152,3 +153,57 @@ def test_a_pipe_whose_reader_has_gone_ends_quietly(folder: Path) -> None:
     code = f"{sys.executable} -m bwe stream -m {folder} --sr-in 16000 < /dev/zero | head -c 20000 | wc -c"
     done = subprocess.run(["bash", "-c", code], capture_output=True, timeout=100, check=False)
     assert (done.stdout.strip(), done.stderr) == (b"20000", b"")
+
+
+@pytest.mark.parametrize("like", [np.asarray, torch.from_numpy])
+def test_a_caller_may_fill_one_buffer_again_and_again(causal: infer.Extender, like: Callable[..., Any]) -> None:
+    x = 0.1 * np.random.default_rng(0).standard_normal(9_600).astype(np.float32)
+    buffer = np.empty(500, np.float32)
+
+    def blocks() -> Iterator[Any]:
+        for start in range(0, len(x) - 499, 500):
+            buffer[:] = x[start : start + 500]
+            yield like(buffer)
+
+    joined = np.concatenate([np.asarray(y) for y in causal.stream(blocks(), 48_000, 7_000.0)])
+    whole = causal(x[: len(joined)], 48_000, 7_000.0)
+    assert np.abs(joined - whole).max() < 1e-4
+
+
+def test_a_call_says_what_the_network_says(causal: infer.Extender, causal_tiny: generators.SEANet) -> None:
+    x = 0.1 * torch.randn(2, 1, 20_000, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = causal_tiny(x, torch.tensor([6_000.0, 6_000.0]))[:, 0]
+    assert torch.allclose(causal(x[:, 0], 48_000, 6_000.0), expected, atol=1e-5)
+
+
+def test_another_causal_generator_is_called_and_not_streamed() -> None:
+    class Delay(torch.nn.Module):
+        sample_rate, hop, receptive_field, causal, delay, latency = 16_000, 160, 160, True, 0, 159
+
+        def forward(self, x: torch.Tensor, cutoff_hz: torch.Tensor) -> torch.Tensor:
+            return x + torch.nn.functional.pad(x, (160, 0))[..., :-160]
+
+    model, x = infer.Extender(Delay()), np.ones(16_000, np.float32)
+    assert np.abs(model(x, 16_000, 4_000.0)[160:] - 2).max() < 1e-6
+    with pytest.raises(ConfigError, match="this Delay takes whole signals only"):
+        model.stream([x], 16_000, 4_000.0)
+
+
+def test_a_stream_says_where_it_was_broken(causal: infer.Extender) -> None:
+    good, bad = np.zeros(160, np.float32), np.zeros(160, np.float32)
+    bad[3] = np.nan
+    with pytest.raises(AudioError, match=r"NaN at sample 163 \(0\.0102 s\)"):
+        list(causal.stream([good, bad], 16_000))
+    with pytest.raises(ConfigError, match="one after the other"):
+        causal.stream(np.zeros((2, 1_600), np.float32), 16_000)
+    many = list(causal.stream([np.zeros((33, 20), np.float32)], 16_000))
+    assert sum(y.shape[-1] for y in many) == 60
+    assert list(causal.stream([np.zeros((0, 160), np.float32)], 16_000)) == []
+    for rate in (0, "a", 16_000.0, None):
+        with pytest.raises(AudioError, match="whole number of Hz"):
+            causal.latency_seconds(rate)  # type: ignore[arg-type]
+    with pytest.raises(AudioError, match="whole number of Hz"):
+        live.measure(causal, 0)
+    with pytest.raises(ConfigError, match=r"0\.1 or more"):
+        live.measure(causal, 16_000, seconds=float("nan"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bwe import generators, stepper
+from bwe.errors import AudioError
 
 SR = 48_000
 
@@ -20,6 +21,9 @@ def network(**changes: Any) -> generators.SEANet:
     with torch.no_grad():
         for film in (*net.encoder_film, *net.bottleneck_film, *net.decoder_film):
             torch.nn.init.normal_(film.affine.weight, std=0.3)  # type: ignore[union-attr]
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.2)
     return generators.fold_weight_norm(net).eval()  # type: ignore[return-value]
 
 
@@ -47,8 +51,10 @@ def test_blocks_join_to_the_whole(changes: dict[str, Any]) -> None:
     y = torch.cat([stream.advance(block) for block in x.split([n * net.hop for n in hops])])
     with torch.no_grad():
         whole = net(x[None, None], torch.tensor([hz]))[0, 0]
+        net.head.weight.zero_()
+        muted = net(x[None, None], torch.tensor([hz]))[0, 0]
     assert torch.allclose(y[net.delay :], whole[: -net.delay], atol=1e-5)
-    assert (whole - x).abs().max() > 0.01, "the network said nothing"
+    assert (whole - muted).abs().max() > 0.01, "the network said nothing"
 
 
 def test_streams_of_one_network_do_not_hear_each_other() -> None:
@@ -83,6 +89,27 @@ def test_the_weights_are_those_of_the_moment() -> None:
         net.head.weight.mul_(2)
     assert torch.equal(before.stream(4000.0).advance(x), first)
     assert not torch.equal(stepper.Stepper(net).stream(4000.0).advance(x), first)
+
+
+def test_half_precision_elsewhere_does_not_reach_a_stream() -> None:
+    net = network()
+    x, exact = voice(4 * net.hop), stepper.Stepper(net).stream(4000.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = stepper.Stepper(net).stream(4000.0).advance(x)
+    assert torch.equal(within, exact.advance(x))
+
+
+@pytest.mark.parametrize("shape", [(100,), (384 + 1,), (1, 384)])
+def test_blocks_are_whole_hops(shape: tuple[int, ...]) -> None:
+    with pytest.raises(AudioError, match=r"blocks of n \* 384"):
+        stepper.Stepper(network()).stream(4000.0).advance(torch.zeros(shape))
+
+
+def test_a_network_of_any_strides_takes_bounded_tables() -> None:
+    net = network(strides=(32, 32), sample_rate=16_000, bands=2, level_frames=32)
+    walker, x = stepper.Stepper(net), voice(5 * net.hop)
+    walker.stream(1000.0).advance(x)
+    assert max(len(m) for matrices in walker.level_means._matrices.values() for m in matrices) <= 1024
 
 
 def test_silence_stays_silent() -> None:
