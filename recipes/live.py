@@ -2,7 +2,7 @@
 
     bwe train recipes/live.py data=FOLDER
 
-Longer crops than `speech.py`: a causal network that starts in silence needs a quarter of a second until it has its whole past.
+Longer crops than `speech.py`: a causal network that starts in silence needs 0.3 s until it has its whole past.
 """
 
 from bwe import data, degrade, discriminators, generators, train
