@@ -43,6 +43,8 @@ _UNKNOWN_FRAMES = 1 << 48  # libsndfile reports 2**63 - 1 for streams that do no
 # No codec packs more: FLAC holds 65 535 equal samples in 12 bytes. A header that says more lies.
 _FRAMES_PER_BYTE = 8192
 _SPOOL_BYTES = 256 << 20
+_NO_DECODER = "Decoder not found"  # FFmpeg's words
+_SHORT = "fewer samples than declared"  # does not tell where they are missing
 
 _FORMATS = {
     ".wav": "WAV", ".wave": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3",
@@ -147,6 +149,8 @@ class Reader:
     Raises:
         AudioError: one sentence naming the file, the place and what to do: missing, a folder, empty, not audio, a format
             without a decoder, a sample rate outside 2 to 384 kHz.
+        ConfigError: another word for ``nan``.
+        OutputError: no space is left to spool a stream that cannot seek.
     """
 
     def __init__(
@@ -197,7 +201,9 @@ class Reader:
             self._kind = containers.sniff(stream)
             if self._kind and not self._kind.library:
                 raise AudioError(f"{self._path}: {self._kind.name} is not supported; convert it to WAV or FLAC first")
-            fault = containers.fault(stream, self._kind, self._size)
+            fault, whole = containers.fault(stream, self._kind, self._size)
+            # A decoder jumps over a gap: only what is before it tells its place. Salvaging wants what is behind it too.
+            self._gap = whole < self._size
             layout = containers.layout(stream, self._kind, self._size) if self._kind else None
             self._parts = layout.parts if layout else ()
             self._wrapped_mp3 = layout is not None and layout.mp3
@@ -208,8 +214,8 @@ class Reader:
                 spliced, self._parts = containers.mp3_with_length(stream, self._size)
             elif self._kind is containers.OGG_FLAC:
                 self._parts, fault = containers.unwrapped_flac(stream, self._size)
-            elif self._uses_pyav:  # the seek of a plain file raises where a damaged one sends it
-                self._parts = ((0, self._size),)
+            elif self._uses_pyav or self._gap:  # the seek of a plain file raises where a damaged one sends it
+                self._parts = ((0, self._size if self._salvage else whole),)
         self._spliced_mp3 = spliced > 0
         header = self._open_decoder()
         self._noisy = header.subtype.startswith("MPEG")
@@ -246,9 +252,10 @@ class Reader:
         self.info = replace(self.info, frames=readable if exact or declared is None else declared)
         if self._salvage and self._fault:
             of = f" of {clock(declared / self.info.sample_rate, 1)}" if declared and declared > readable else ""
+            first = "" if self._gap or self._fault == _SHORT else "the first "
             self.warnings.append(
                 f"{self._path}: truncated or damaged {self._kind_name} file ({self._fault}): "
-                f"kept the first {clock(readable / self.info.sample_rate, 1)}{of}"
+                f"kept {first}{clock(readable / self.info.sample_rate, 1)}{of}"
             )
 
     @property
@@ -278,7 +285,7 @@ class Reader:
 
     def _shortage(self, frames: int) -> str:
         short = self._declared is not None and frames + self._tolerance < self._declared
-        return "fewer samples than declared" if short else ""
+        return _SHORT if short else ""
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
@@ -308,8 +315,13 @@ class Reader:
                 if kind is None or (kind.short_magic and not self._start.startswith(b"ID3")):
                     said = containers.excerpt(self._start)
                     raise AudioError(f"{self._path}: not audio (starts with {said}); give an audio file") from None
+                if str(error) == _NO_DECODER:
+                    raise AudioError(
+                        f"{self._path}: {kind.name} file with a codec that is not supported; convert it to WAV or FLAC first"
+                    ) from None
+                instead = ", or keep what there is (--salvage)" if self._gap and not self._salvage else ""
                 raise AudioError(
-                    f"{self._path}: damaged or truncated {kind.name} file ({error}); get the file again"
+                    f"{self._path}: damaged or truncated {kind.name} file ({error}); get the file again{instead}"
                 ) from None
 
     def _tags_around(self, stream: BinaryIO) -> dict[str, str]:
@@ -405,10 +417,10 @@ class Reader:
     def _damage(self, reason: str, frames: int) -> AudioError:
         rate, declared = self.info.sample_rate, self._declared
         says = f"the header says {clock(declared / rate, 1)}, " if declared is not None and declared > frames else ""
-        instead = ", or keep what there is (--salvage)" if frames else ""
+        there = f"there are {clock(frames / rate, 1)}" if reason == _SHORT else f"the sound stops at {clock(frames / rate, 1)}"
+        instead = ", or keep what there is (--salvage)" if frames or self._gap else ""
         return AudioError(
-            f"{self._path}: truncated or damaged {self._kind_name} file ({reason}): {says}"
-            f"the sound stops at {clock(frames / rate, 1)}; get the file again{instead}"
+            f"{self._path}: truncated or damaged {self._kind_name} file ({reason}): {says}{there}; get the file again{instead}"
         )
 
 
@@ -566,7 +578,8 @@ def _pyav(kind: Container, media: BinaryIO) -> Iterator[Any]:
     import av
 
     try:
-        container: Any = av.open(media, "r", format=kind.demuxer, metadata_errors="replace", io_open=_refuse_other_file)
+        with _signals_wait(True):
+            container: Any = av.open(media, "r", format=kind.demuxer, metadata_errors="replace", io_open=_refuse_other_file)
     except (av.error.FFmpegError, *_HOSTILE) as error:
         raise _DamageError(_reason(error)) from None
     with container:
@@ -586,7 +599,8 @@ def _pyav_header(path: Path, kind: Container, media: BinaryIO) -> _Header:
                 tags[name] = text
         try:
             # Only a decoded frame tells the rate of HE-AAC: its header has that of the lower half of the band.
-            frame = next(container.decode(stream), None)
+            with _signals_wait(True):
+                frame = next(container.decode(stream), None)
         except (av.error.FFmpegError, *_HOSTILE) as error:
             raise _DamageError(_reason(error)) from None
         context = stream.codec_context
@@ -635,7 +649,8 @@ def _pyav_pieces(kind: Container, media: BinaryIO, rate: int, channels: int) -> 
         frames = container.decode(stream)
         while True:
             try:
-                frame = next(frames, None)
+                with _signals_wait(True):
+                    frame = next(frames, None)
                 if frame is None:
                     return
                 same = (frame.sample_rate, frame.layout.nb_channels) == (rate, channels)
@@ -760,10 +775,11 @@ def check_place(path: Path, overwrite: bool = False) -> None:
             raise OutputError(f"{path}: exists and is not a regular file; choose another name")
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
-        if not os.access(path.parent, os.W_OK):
-            raise OutputError(f"{path}: the folder {path.parent} is not writable")
+        folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+        if not folder.is_dir():
+            raise OutputError(f"{path}: the folder {folder} does not exist; make it first")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{path}: the folder {folder} is not writable")
     except OSError as error:  # a name that is too long, a loop of links
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
 
@@ -867,13 +883,19 @@ class Writer:
             with self._failures():
                 self._encoder = _StreamEncoder(self._stream, self._rate, self._channels, self._subtype, self._tags)
             return self
-        self._temporary = self._file.parent / _temporary_name()
+        self._temporary, self._handle = self._file.parent / _temporary_name(), -1
         try:
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0)
-            self._handle = os.open(self._temporary, flags, 0o666)
+            with _signals_wait(True):  # one between the file and its descriptor would leave it behind
+                self._handle = os.open(self._temporary, flags, 0o666)
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written ({error.strerror}); choose another folder") from None
+        except BaseException:
+            self._discard()
+            raise
         try:
+            if os.name == "posix" and self._file.exists():  # what nobody else may read stays so
+                os.fchmod(self._handle, self._file.stat().st_mode & 0o777)
             with self._failures():
                 may_shrink = self._format == "RF64" and output_format(self._path) == "WAV" and self._frames is None
                 self._encoder = _SndfileEncoder(
@@ -904,6 +926,9 @@ class Writer:
             self._take(x[:, start : start + self._block.shape[1]])
 
     def _take(self, part: np.ndarray) -> None:
+        if self._subtype == "FLOAT":  # in which 1e39 is infinite
+            with np.errstate(over="ignore"):
+                part = part.astype(np.float32)
         finite = np.isfinite(part)
         if not finite.all():
             channel, frame = np.argwhere(~finite)[0]
@@ -989,14 +1014,11 @@ class Writer:
     def _failure(self, error: Exception) -> OutputError:
         if self._stream is not None:
             return OutputError(f"{self._path}: writing failed ({_reason(error)}); what was sent so far is incomplete")
-        cause = error if isinstance(error, OSError) else _disk_error(self._handle)
         used = os.fstat(self._handle).st_size if self._handle >= 0 else 0
         free = shutil.disk_usage(self._file.parent).free + used
-        if cause is not None and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return self._no_space(max(self._predicted(), used + 1), free)
-        return OutputError(
-            f"{self._path}: writing failed ({_reason(cause or error)}; {megabytes(free)} free); nothing was written"
-        )
+        return OutputError(f"{self._path}: writing failed ({_reason(error)}; {megabytes(free)} free); nothing was written")
 
 
 def write(path: str | os.PathLike[str], x: np.ndarray, sr: int, subtype: str | None = None, overwrite: bool = False) -> int:
@@ -1012,30 +1034,74 @@ def write(path: str | os.PathLike[str], x: np.ndarray, sr: int, subtype: str | N
     return writer.clipped
 
 
+class _Sink:
+    """A file descriptor as libsndfile's callbacks use it, through which no exception passes: ``error`` keeps the first."""
+
+    def __init__(self, handle: int) -> None:
+        self.error: OSError | None = None
+        self._handle = handle
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[os.write(self._handle, rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data) - len(rest)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return os.lseek(self._handle, offset, whence)
+        except OSError as error:
+            self.error = self.error or error
+            return -1
+
+    def tell(self) -> int:
+        return self.seek(0, os.SEEK_CUR)
+
+
 class _SndfileEncoder:
-    """libsndfile on a file descriptor, which stays open."""
+    """libsndfile on a file descriptor, which stays open. OSError says what the disk refused."""
 
     def __init__(
         self, handle: int, sr: int, channels: int, subtype: str, file_format: str, tags: Mapping[str, str], may_shrink: bool
     ) -> None:
         quality = {"compression_level": 0.0} if subtype in _LOSSY else {}
-        self._file = sf.SoundFile(handle, "w", sr, channels, subtype, format=file_format, closefd=False, **quality)
-        # The PEAK chunk holds the time of day: the same sound would not be the same file twice.
-        self._command(_SET_ADD_PEAK_CHUNK, 0)
-        if may_shrink:
-            self._command(_RF64_AUTO_DOWNGRADE, 1)
-        for name, text in tags.items():
-            with contextlib.suppress(sf.LibsndfileError):  # a container without room for this tag
-                setattr(self._file, name, text)
+        self._sink = _Sink(handle)
+        with self._failures():
+            self._file = sf.SoundFile(self._sink, "w", sr, channels, subtype, format=file_format, **quality)
+            # The PEAK chunk holds the time of day: the same sound would not be the same file twice.
+            self._command(_SET_ADD_PEAK_CHUNK, 0)
+            if may_shrink:
+                self._command(_RF64_AUTO_DOWNGRADE, 1)
+            for name, text in tags.items():
+                with contextlib.suppress(sf.LibsndfileError):  # a container without room for this tag
+                    setattr(self._file, name, text)
 
     def _command(self, number: int, value: int) -> None:
         sf._snd.sf_command(self._file._file, number, sf._ffi.NULL, value)
 
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """libsndfile says of a disk that takes no more only that there was an error, and inside its close not even that."""
+        try:
+            with _signals_wait(True):
+                yield
+        except Exception:
+            if self._sink.error is not None:
+                raise self._sink.error from None
+            raise
+        if self._sink.error is not None:
+            raise self._sink.error
+
     def write(self, block: np.ndarray) -> None:
-        self._file.write(block)
+        with self._failures():
+            self._file.write(block)
 
     def close(self) -> None:
-        self._file.close()
+        with self._failures():
+            self._file.close()
 
 
 class _StreamEncoder:
@@ -1061,7 +1127,9 @@ class _StreamEncoder:
     def _send(self, data: bytes) -> None:
         rest = memoryview(data)
         while len(rest):  # an unbuffered pipe takes a part at a time
-            count = self._stream.write(rest)
+            count = cast(int | None, self._stream.write(rest))
+            if count is None and isinstance(cast(object, self._stream), io.RawIOBase):
+                raise BlockingIOError(errno.EAGAIN, "it takes no more without waiting")
             rest = rest[len(rest) if count is None else count :]
 
     def write(self, block: np.ndarray) -> None:
@@ -1086,17 +1154,6 @@ def _check_stream(path: Path, subtype: str, sample_rate: int, channels: int) -> 
 def _printable(text: str) -> str:
     """``text`` as UTF-8 and C strings can hold it."""
     return text.split("\0")[0].encode("utf-8", "replace").decode("utf-8").strip()
-
-
-def _disk_error(handle: int) -> OSError | None:
-    """Why the disk takes no more, which libsndfile only calls a system error; None where it does take more."""
-    try:
-        os.lseek(handle, 0, os.SEEK_END)
-        for _ in range(2):  # the first one may fill what is left
-            os.write(handle, bytes(1 << 16))
-    except OSError as error:
-        return error
-    return None
 
 
 def _sync_folder(folder: Path) -> None:

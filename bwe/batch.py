@@ -1,4 +1,4 @@
-"""Many files in one run: `plan` says what becomes what, `run` does it here, `run_ray` does it as a Ray Data job.
+"""Many files in one run: `plan` says what becomes what, `run` does it, in this process or as a Ray Data job.
 
 Both ways of running share the planning, the rules for existing outputs, the table of results and the account at the
 end. An output appears under its name only when it is complete (`audio.Writer`), so a run that was killed is taken up
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 from bwe import __version__, audio, dsp, hub, infer
-from bwe.errors import AudioError, BweError, ConfigError, OutputError, is_out_of_memory
+from bwe.errors import OUT_OF_MEMORY, AudioError, BweError, ConfigError, OutputError, is_out_of_memory
 
 NAME = "{stem}.bwe.{ext}"
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
@@ -34,8 +34,6 @@ Progress = Callable[[float, float], None]
 Status = Literal["done", "left alone", "skipped", "failed", "planned"]
 Work = Generator[tuple[int, "Outcome"], None, None]
 
-_SCHEMA = 1
-_MEMORY = 5  # exit code
 # A file with one of these names that does not open is a damaged recording and must be told; any other is simply not audio.
 _AUDIO_SUFFIXES = {
     ".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".caf", ".w64", ".rf64", ".au", ".snd",
@@ -444,12 +442,13 @@ def _read_manifest(path: Path, out: Path | None) -> list[_Found]:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     rows: list[tuple[int, Any]] = []
     if text.lstrip().startswith("{"):
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # JSON strings may hold what else splitlines splits at
             if line.strip():
                 try:
                     rows.append((number, json.loads(line)))
-                except json.JSONDecodeError as error:
-                    raise ConfigError(f"{path}, line {number}: is not JSON ({error.msg}); one object per line") from None
+                except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of thousands of digits
+                    why = getattr(error, "msg", None) or "too deep or too long"
+                    raise ConfigError(f"{path}, line {number}: is not JSON ({why}); one object per line") from None
     else:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
@@ -471,11 +470,16 @@ def _manifest_entry(manifest: Path, number: int, row: Any, out: Path | None) -> 
         raise ConfigError(f"{where}: output {output!r} is no file name")
     if "\0" in row["path"] + (output or ""):
         raise ConfigError(f"{where}: a file name cannot hold a NUL character; take it out")
+    try:
+        os.fsencode(row["path"] + (output or ""))
+    except UnicodeEncodeError as error:
+        unfit = error.object[error.start]
+        raise ConfigError(f"{where}: a file name cannot hold the character {unfit!a}; take it out") from None
     hz: float | None = None
     if cutoff not in (None, "", "auto"):
         try:
             hz = float(cutoff)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             hz = 0.0
         if isinstance(cutoff, bool) or not 0 < hz < float("inf"):
             raise ConfigError(f"{where}: cutoff {cutoff!r} is not a frequency in Hz; give a number or auto")
@@ -484,10 +488,13 @@ def _manifest_entry(manifest: Path, number: int, row: Any, out: Path | None) -> 
     return _Found(manifest.parent / row["path"], manifest.parent if inside else None, target, hz)
 
 
-def _probe(source: Path) -> tuple[audio.Info | None, str]:
-    """What a file declares, or why it does not open."""
+def _probe(source: Path, begin: bool = False) -> tuple[audio.Info | None, str]:
+    """What a file declares, or why it does not open; with ``begin`` also its first block must be there, which a file that was
+    seen to be cut refuses."""
     try:
         with audio.Reader(source) as reader:
+            if begin:
+                next(reader.blocks(), None)
             return reader.info, ""
     except (AudioError, ImportError) as error:
         return None, str(error).removeprefix(f"{source}: ")
@@ -501,27 +508,30 @@ def _output_name(source: Path, info: audio.Info | None, name: str, format: str |
 
 
 def _key(path: Path) -> str:
-    """The same for every spelling of a name; a file that is itself a link stays apart from what it points to."""
+    """The same for every spelling of a name; a file that is itself a link stays apart from what it points to. Where a file is
+    written is its `os.path.realpath` instead: a link that is an output is followed."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _without_own(jobs: Sequence[tuple[Job, bool]], ignored: list[tuple[Path, str]]) -> list[Job]:
     """The jobs with a target of their own; what bwe made goes to ``ignored``. The flag of a job: named by the user."""
     by_target: dict[str, Job] = {}
-    sources = {_key(job.source): job for job, _ in jobs}
     made = {_key(job.target) for job, _ in jobs if _key(job.target) != _key(job.source)}
     for job, explicit in jobs:
         if not explicit and (_key(job.source) in made or Path(job.source.stem).suffix == ".bwe"):
             ignored.append((job.source, "made by bwe"))
             continue
-        other = by_target.setdefault(_key(job.target), job)
+        other = by_target.setdefault(os.path.realpath(job.target), job)
         if _key(other.source) != _key(job.source):
             raise ConfigError(_same_target(other, job))
+        if other.cutoff != job.cutoff:
+            one, two = (f"{c:g} Hz" if c else "no cut-off" for c in (other.cutoff, job.cutoff))
+            raise ConfigError(f"{job.source}: is an input twice, with {one} and with {two}; leave one of them out")
     chosen = list(by_target.values())
-    kept = {_key(job.source) for job in chosen}
+    sources = {os.path.realpath(job.source): job.source for job in chosen}
     for job in chosen:
-        if len(chosen) > 1 and _key(job.target) in kept:
-            victim = sources[_key(job.target)].source
+        victim = sources.get(os.path.realpath(job.target))
+        if len(chosen) > 1 and victim is not None:
             raise ConfigError(f"{victim}: is an input, and {job.source} would be written over it; choose another --name or -o")
     return chosen
 
@@ -530,6 +540,14 @@ def _same_target(first: Job, second: Job) -> str:
     if first.source.name == second.source.name:
         return f"two inputs are called {first.source.name}: in {second.target.parent} one would replace the other"
     return f"{first.source} and {second.source} would both become {second.target}; give another --name, or run them apart"
+
+
+def check_report(report: str | os.PathLike[str], files: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise ConfigError where the table of results would be written over one of ``files``, whatever may be overwritten."""
+    place = os.path.realpath(report)
+    for file in files:
+        if os.path.realpath(file) == place:
+            raise ConfigError(f"{report}: the report would be written over {file}; give it a name of its own")
 
 
 def run(
@@ -564,13 +582,15 @@ def run(
         progress: called with the seconds of audio done and those of the whole run.
         tell: called with each outcome as it comes.
 
-    Raises ModelError and ConfigError of the model, and OutputError: the report cannot be written, or the outputs would
-    not fit into the free space. With Ray also ImportError without the extra ``ray``, ConfigError where no cluster answers,
-    BweError where it goes away.
+    Raises ModelError and ConfigError of the model, ConfigError where the report is an input or an output, and OutputError: the
+    report cannot be written, or the outputs would not fit into the free space. With Ray also ImportError without the extra
+    ``ray``, ConfigError where no cluster answers, BweError where it goes away.
     """
     if ray_workers:
         jobs = (dataclasses.replace(job, source=job.source.absolute(), target=job.target.absolute()) for job in plan.jobs)
         plan = dataclasses.replace(plan, jobs=tuple(jobs))
+    if report is not None:
+        check_report(report, (path for job in plan.jobs for path in (job.source, job.target)))
     started = time.perf_counter()
     outcomes: dict[int, Outcome] = {}
     table = None if report is None or dry_run else _Table(Path(report), skip_existing, overwrite)
@@ -648,7 +668,7 @@ def _failure(source: Path, target: Path | None, error: Exception) -> Outcome:
     if isinstance(error, ImportError):
         code = ConfigError.exit_code
     elif is_out_of_memory(error):
-        text, code = f"{source}: out of memory; free some, or use fewer workers", _MEMORY
+        text, code = f"{source}: out of memory; free some, or use fewer workers", OUT_OF_MEMORY
     elif not isinstance(error, BweError):
         text = f"{source}: unexpected {type(error).__name__}: {(text.splitlines() or ['no message'])[0]}"
     row = _row(source, target, "failed", error=text, code=code)
@@ -658,7 +678,8 @@ def _failure(source: Path, target: Path | None, error: Exception) -> Outcome:
 def _row(source: Path, target: Path | None, status: Status, **more: Any) -> dict[str, Any]:
     """The object of a job that has no `infer.Report`, with the same keys where it has them."""
     output = None if target is None else {"path": str(target)}
-    return {"schema": _SCHEMA, "bwe": __version__, "status": status, "input": {"path": str(source)}, "output": output, **more}
+    known = {"schema": infer.SCHEMA, "bwe": __version__, "status": status, "input": {"path": str(source)}, "output": output}
+    return {**known, **more}
 
 
 def _triage(job: Job, plan: Plan, settings: Settings, overwrite: bool, skip_existing: bool) -> Outcome | None:
@@ -674,6 +695,8 @@ def _triage(job: Job, plan: Plan, settings: Settings, overwrite: bool, skip_exis
                 raise OutputError(f"{target}: exists already but {fault}; check it, and write it again with --overwrite")
         elif os.path.exists(target) or not job.make_folders:
             audio.check_output(target, overwrite)
+        else:
+            audio.output_format(target)
     except OutputError as error:
         return _failure(job.source, target, error)
     return None
@@ -681,12 +704,16 @@ def _triage(job: Job, plan: Plan, settings: Settings, overwrite: bool, skip_exis
 
 def _fault(job: Job, sample_rate: int, salvage: bool) -> str:
     """What speaks against an existing file being the finished output of a job; an empty text where nothing does."""
-    info, why = _probe(job.target)
+    info, why = _probe(job.target, begin=True)
     if info is None:
-        return f"does not open ({why})"
+        return f"cannot be read ({why.rsplit('; ', 1)[0]})"  # without its advice, which is for an input
     if info.sample_rate != sample_rate:
         return f"has {info.sample_rate} Hz instead of {sample_rate} Hz"
-    if job.info is None or salvage:
+    if job.info is None:
+        return ""
+    if info.channels != job.info.channels:
+        return f"has {info.channels} channels instead of {job.info.channels}"
+    if salvage:
         return ""
     expected = dsp.resampled_length(job.info.frames, job.info.sample_rate, sample_rate)
     lossy = any(subtype not in _SAMPLE_BYTES for subtype in (info.subtype, job.info.subtype))
@@ -747,12 +774,10 @@ class _Table:
 
     def __init__(self, path: Path, resume: bool, overwrite: bool) -> None:
         self._path = path
+        audio.check_place(path, resume or overwrite)
+        self._file = Path(os.path.realpath(path))  # a link stays one
         # The same name in every run: what a killed run leaves of it, the next one takes away.
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        if os.path.isdir(path) or not os.path.isdir(path.parent):
-            raise OutputError(f"{path}: is a folder or lies in none; give a file name in an existing folder")
-        if os.path.exists(path) and not (resume or overwrite):
-            raise OutputError(f"{path}: exists already; choose another name or overwrite it (--overwrite)")
+        self._temporary = self._file.with_name(f".{self._file.name}.tmp")
         self._earlier = self._read() if resume and os.path.exists(path) else {}
         self._rows: dict[int, dict[str, Any]] = {}
         self._replace(self._earlier.values())
@@ -784,7 +809,7 @@ class _Table:
                     stream.writelines(json.dumps(row) + "\n" for row in rows)
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.replace(self._temporary, self._path)
+                os.replace(self._temporary, self._file)
             finally:
                 self._temporary.unlink(missing_ok=True)
 

@@ -18,12 +18,12 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bwe import __version__
-from bwe.errors import BweError, ConfigError, OutputError, is_out_of_memory, nearest
+from bwe.errors import OUT_OF_MEMORY, BweError, ConfigError, OutputError, is_out_of_memory, nearest
 
-MEMORY, INTERRUPTED, TERMINATED = 5, 130, 143
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +31,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see `{self.prog} --help`)")
 
 
-def _build_parser() -> _Parser:
+def _build_parser() -> tuple[_Parser, tuple[str, ...]]:
+    """The parser, and the names of the commands."""
     parser = _Parser(prog="bwe", description="Fill in the missing high band of audio.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"bwe {__version__}")
     common = _Parser(add_help=False)
@@ -138,7 +139,7 @@ def _build_parser() -> _Parser:
     report = add("report", _report, "Write one HTML page about a training run.")
     report.add_argument("run_dir", metavar="RUN", help="folder of the run, such as runs/speech-48k")
     report.add_argument("-o", "--output", metavar="FILE", help="the page (default: report.html in RUN)")
-    return parser
+    return parser, tuple(commands.choices)
 
 
 def _model_options(parser: argparse.ArgumentParser, default: str = "speech-48k") -> None:
@@ -176,13 +177,38 @@ def _cutoff(text: str) -> float | None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)
 
 
+def _drop(stream: TextIO | None) -> None:
+    if stream is not None:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+@contextlib.contextmanager
+def _dropped(stream: TextIO | None, result: bool = False) -> Iterator[None]:
+    """Where ``stream`` takes no more words, it gets none from then on, and the work and its exit code stay what they are.
+    Raises OutputError where the words are the ``result`` and were lost in another way than by a reader that had enough."""
+    try:
+        yield
+    except OSError as error:
+        _drop(stream)
+        if result and not isinstance(error, BrokenPipeError):
+            raise OutputError(f"<stdout>: cannot be written ({error.strerror}); send it elsewhere") from None
+
+
 def _say(text: str) -> None:
-    print(_printable(text), file=sys.stderr, flush=True)
+    with _dropped(sys.stderr):
+        print(_printable(text), file=sys.stderr, flush=True)
+
+
+def _show(text: object, result: bool = True) -> None:
+    """Print on stdout what a command was asked for or, where that is a file, what became of it."""
+    with _dropped(sys.stdout, result):
+        print(text, flush=True)
 
 
 def _printable(text: str) -> str:
@@ -209,18 +235,22 @@ def _extend(args: argparse.Namespace) -> int:
             name=args.name or batch.NAME, format=args.format, manifest=args.manifest,
         )  # fmt: skip
         many = len(plan.jobs) + len(plan.refused) > 1
+        if args.report and args.manifest:
+            batch.check_report(args.report, [args.manifest])
         if args.spectrogram and many:
             raise ConfigError("--spectrogram is for one input; draw the others one by one")
 
         def tell(outcome: batch.Outcome) -> None:
-            if outcome.error is not None and args.debug:
-                traceback.print_exception(outcome.error)
-            for warning in outcome.row.get("warnings", ()):
-                bar.line(_printable(f"bwe: warning: {warning}"))
-            if outcome.status == "failed":
-                bar.line(_printable(f"bwe: error: {outcome}"))
-            else:
-                bar.line(_printable(str(outcome)), sys.stdout)
+            with _dropped(sys.stderr):
+                if outcome.error is not None and args.debug:
+                    traceback.print_exception(outcome.error)
+                for warning in outcome.row.get("warnings", ()):
+                    bar.line(_printable(f"bwe: warning: {warning}"))
+                if outcome.status == "failed":
+                    bar.line(_printable(f"bwe: error: {outcome}"))
+            if outcome.status != "failed" and sys.stdout is not None:
+                with _dropped(sys.stdout):
+                    bar.line(_printable(str(outcome)), sys.stdout)
 
         summary = batch.run(
             plan, settings, ray_workers=args.workers if args.engine == "ray" else 0, overwrite=args.overwrite,
@@ -242,9 +272,10 @@ def _extend_pipe(args: argparse.Namespace) -> int:
         raise ConfigError("- stands for one input or output, done here; give one of each, and no --engine")
     if sys.stdout is None or (args.output == "-" and sys.stdout.isatty()):
         raise OutputError("<stdout>: is a terminal or closed; pipe the audio into something or give a file name")
-    from bwe import audio, infer, runs
+    from bwe import audio, batch, infer, runs
 
     if args.report:
+        batch.check_report(args.report, [name for name in (*args.inputs, args.output) if name not in (None, "-")])
         audio.check_place(Path(args.report), args.overwrite)
 
     model = infer.load(args.model, args.device, args.backend, args.threads or 1)
@@ -256,11 +287,11 @@ def _extend_pipe(args: argparse.Namespace) -> int:
             salvage=args.salvage, nan=args.nan, force=args.force, tags=not args.no_tags, spectrogram=args.spectrogram,
         )  # fmt: skip
     if args.report:
-        runs.write_text(Path(args.report), json.dumps(report.to_dict()) + "\n")
+        runs.write_text(Path(os.path.realpath(args.report)), json.dumps(report.to_dict()) + "\n")
     for warning in report.warnings:
         _say(f"bwe: warning: {warning}")
     if args.output != "-":
-        print(_printable(str(report)), flush=True)
+        _show(_printable(str(report)), result=False)
     elif sys.stderr.isatty():
         _say(str(report))
     return 0
@@ -270,12 +301,12 @@ def _stream(args: argparse.Namespace) -> int:
     from bwe import infer, live
 
     if args.devices:
-        print(live.sound_devices())
+        _show(live.sound_devices())
         return 0
     _use_threads(args.threads or 1)
     model = infer.load(args.model, args.device, args.backend, args.threads or 1)
     if args.latency:
-        print(live.measure(model, args.sr_in, args.cutoff))
+        _show(live.measure(model, args.sr_in, args.cutoff))
         return 0
     with _terminable():
         if args.in_dev is not None or args.out_dev is not None:
@@ -286,7 +317,10 @@ def _stream(args: argparse.Namespace) -> int:
         if sys.stdin is None or sys.stdout is None or sys.stdin.isatty() or sys.stdout.isatty():
             raise ConfigError("raw samples go from a pipe to a pipe: ... | bwe stream --sr-in 16000 --raw s16le | ...")
         ends = sys.stdin.buffer, sys.stdout.buffer
-        live.pipe(model, *ends, args.sr_in, encoding=args.raw, channels=args.channels, cutoff=args.cutoff)
+        try:
+            live.pipe(model, *ends, args.sr_in, encoding=args.raw, channels=args.channels, cutoff=args.cutoff)
+        except BrokenPipeError:  # the reader had enough
+            _drop(sys.stdout)
     return 0
 
 
@@ -304,7 +338,7 @@ def _inspect(args: argparse.Namespace) -> int:
             codes.append(error.exit_code)
         else:
             lines = json.dumps(found.to_dict()) if args.json else "\n".join(map(_printable, str(found).splitlines()))
-            print(lines, flush=True)
+            _show(lines)
     return max(codes, default=0)
 
 
@@ -316,7 +350,7 @@ def _degrade(args: argparse.Namespace) -> int:
             args.input, args.output, args.to_hz, filter=args.filter, order=args.order, codec=args.codec, bone=args.bone,
             seed=args.seed, overwrite=args.overwrite,
         )  # fmt: skip
-        print(_printable(line))
+        _show(_printable(line), result=False)
     return 0
 
 
@@ -325,7 +359,7 @@ def _export(args: argparse.Namespace) -> int:
 
     with _terminable():
         done = export.export(args.model, args.output, streaming=args.streaming, int8=args.int8, overwrite=args.overwrite)
-        print(_printable(str(done)))
+        _show(_printable(str(done)), result=False)
     return 0
 
 
@@ -333,7 +367,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from bwe import doctor
 
     found = doctor.examine()
-    print(json.dumps(found.to_dict(), indent=1) if args.json else found)
+    _show(json.dumps(found.to_dict(), indent=1) if args.json else found)
     return found.exit_code
 
 
@@ -359,12 +393,12 @@ def _models(args: argparse.Namespace) -> int:
 
     found = [hub.describe(name) for name in hub.list_models()]
     if args.json:
-        print(json.dumps(found, indent=1))
+        _show(json.dumps(found, indent=1))
         return 0
     if not found:
         _say("bwe: no models in this installation")
     for model in found:
-        print(f"{model['name']}  {model['sample_rate'] / 1000:g} kHz  {model['bytes'] / 1e6:.1f} MB  {model['summary']}")
+        _show(f"{model['name']}  {model['sample_rate'] / 1000:g} kHz  {model['bytes'] / 1e6:.1f} MB  {model['summary']}")
     return 0
 
 
@@ -375,14 +409,15 @@ def _prepare(args: argparse.Namespace) -> int:
         data.prepare(args.folder, args.output, args.rate, args.cls, _say)
     for split in ("train", "valid"):
         data.verify(Path(args.output) / split)
-    print(args.output)
+    _show(args.output, result=False)
     return 0
 
 
 def _train(args: argparse.Namespace) -> int:
     from bwe import train
 
-    print(train.main(args.recipe, args.overrides, args.run_dir, args.resume))
+    done = train.main(args.recipe, args.overrides, args.run_dir, args.resume)
+    _show(done, result=False)
     return 0
 
 
@@ -406,21 +441,23 @@ def _evaluate(args: argparse.Namespace) -> int:
         cutoff_source="detect" if args.detect else "given",
         progress=_progress if sys.stderr.isatty() else None,
     )
-    print(table)
     if out is not None:
         runs.write_text(out, table.to_json() + "\n")
+    _show(table)
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
     from bwe import report
 
-    print(report.report(Path(args.run_dir), Path(args.output) if args.output else None))
+    page = report.report(Path(args.run_dir), Path(args.output) if args.output else None)
+    _show(page, result=False)
     return 0
 
 
 def _progress(done: int, total: int) -> None:
-    print(f"\r{done}/{total} files", end="" if done < total else "\n", file=sys.stderr, flush=True)
+    with _dropped(sys.stderr):
+        print(f"\r{done}/{total} files", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def _use_threads(count: int | None) -> None:
@@ -450,15 +487,16 @@ def _hint(word: str, commands: Sequence[str]) -> str:
     return f"{word!r} is not a command; did you mean `bwe {near}`? (there are: {', '.join(commands)})"
 
 
-def _parse(parser: _Parser, argv: list[str]) -> argparse.Namespace:
-    commands = (
-        "extend", "stream", "inspect", "degrade", "models", "prepare", "train", "eval", "report", "export", "doctor",
-    )  # fmt: skip
+# Where each command takes any number of words, of which argparse leaves those after an option.
+_WORDS = {"extend": "inputs", "inspect": "inputs", "train": "overrides"}
+
+
+def _parse(parser: _Parser, commands: Sequence[str], argv: list[str]) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise ConfigError(_hint(argv[0], commands))
     args, rest = parser.parse_known_args(argv)
-    if args.command == "train":  # argparse takes no positionals after an option
-        args.overrides += [word for word in rest if not word.startswith("-")]
+    if args.command in _WORDS:
+        getattr(args, _WORDS[args.command]).extend(word for word in rest if not word.startswith("-"))
         rest = [word for word in rest if word.startswith("-")]
     if rest:
         raise ConfigError(f"unknown argument {rest[0]!r} (see `bwe {args.command or ''} --help`)".replace("  ", " "))
@@ -469,28 +507,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
+    if sys.stderr is None:  # closed; the words must go somewhere, and no file of ours get its number
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name or an arrow that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="replace")
-    parser = _build_parser()
+    parser, commands = _build_parser()
     try:
-        args = _parse(parser, words)
+        args = _parse(parser, commands, words)
         if args.command is None:
             parser.print_help(sys.stderr)
             return ConfigError.exit_code
-        code: int = args.run(args)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
+        return int(args.run(args))
     except KeyboardInterrupt:
         _say("bwe: interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone: nothing left to say, and no noise at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except BweError as error:
         _tell(error, debug)
         return error.exit_code
     except Exception as error:
         _tell(error, debug)
-        return ConfigError.exit_code if isinstance(error, ImportError) else MEMORY if is_out_of_memory(error) else 1
+        return ConfigError.exit_code if isinstance(error, ImportError) else OUT_OF_MEMORY if is_out_of_memory(error) else 1

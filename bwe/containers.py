@@ -7,8 +7,10 @@ states is believed before it was compared with the size of the file.
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,10 @@ Part = bytes | tuple[int, int]
 _MAX_CHUNKS = 100_000
 _UNKNOWN_32 = 0xFFFFFFFF
 _MP3_IN_WAV = 0x0055
+_PAGE = "a page is missing or damaged"
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _OGG_FLAC_HEADER = 9  # bytes before the FLAC file in the first packet
+_NIST_FIELD = re.compile(rb"^(sample_count|channel_count|sample_n_bytes) -i ([0-9]{1,12})\s*$", re.MULTILINE)
 _CAF_TABLE_HEADER = 24
 _MAX_CAF_TABLE = 1 << 24  # a thousand hours
 _CAF_PACKETS = re.compile(rb"(?:[\x80-\xff]{0,4}+[\x00-\x7f])*+")
@@ -59,13 +64,14 @@ _AVI = Container("AVI", "pyav", "avi")
 _WAV = Container("WAV")
 _BY_MAGIC = {
     b"RIFX": _WAV, b"RF64": Container("RF64"), b"fLaC": Container("FLAC"), b"OggS": OGG, b"FORM": Container("AIFF"),
-    b"caff": Container("CAF"), b".snd": Container("AU"), b"riff": Container("W64"),
+    b"caff": Container("CAF"), b".snd": Container("AU"), b"riff": Container("W64"), b"NIST_1A": Container("NIST"),
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": Container("WMA (ASF)", "pyav", "asf"),
     b"\x1a\x45\xdf\xa3": Container("Matroska or WebM", "pyav", "matroska"),
     b"#!AMR": Container("AMR", "pyav", "amr"), b"FLV\x01": Container("FLV", "pyav", "flv"),
     b"wvpk": Container("WavPack", "pyav", "wv"), b"TTA1": Container("TTA", "pyav", "tta"),
     b"MAC ": Container("Monkey's Audio", "pyav", "ape"),
     b"DSD ": Container("DSD", ""), b"FRM8": Container("DSD", ""), b"MThd": Container("MIDI", ""),
+    b"\xf0\x7e": Container("SDS", ""),  # libsndfile prints to stdout of what it does not understand
 }  # fmt: skip
 
 
@@ -185,13 +191,15 @@ class Layout:
 
 
 def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
-    """Find the sample data of WAV, RF64, AIFF, CAF, W64 and AU; None for other containers and where there is no data.
+    """Find the sample data of WAV, RF64, AIFF, CAF, W64, AU and NIST; None for other containers and where there is no data.
 
-    A WAV out of a pipe (its data has 0 or 2**32 - 1 bytes, it says) and one that outgrew its 32-bit sizes are whole: they
-    declare what is available.
+    A WAV out of a pipe (its data has 0 or 2**32 - 1 bytes, it says), one that outgrew its 32-bit sizes, and a file whose
+    sizes were never filled in are whole: they declare what is available.
     """
     if kind.name == "AU":
         return _au_layout(stream, size)
+    if kind.name == "NIST":
+        return _nist_layout(stream, size)
     if kind.name == "CAF":
         return _caf_layout(stream, size)
     if kind.name not in ("WAV", "RF64", "AIFF", "W64"):
@@ -202,7 +210,7 @@ def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
     if kind.name == "W64":
         code, id_size, position, pad = "Q", 16, 40, 8
     header = id_size + struct.calcsize(code)
-    long_size, mp3 = 0, False
+    long_size, long_at, mp3 = 0, 0, False
     for _ in range(_MAX_CHUNKS):
         if position + header > size:
             return None
@@ -211,24 +219,31 @@ def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
         name, (length,) = chunk[:4], struct.unpack(order + code, chunk[id_size:header])
         offset = position + header
         if name == b"ds64" and len(chunk) == header + 16:
-            long_size = struct.unpack("<Q", chunk[-8:])[0]
+            long_size, long_at = struct.unpack("<Q", chunk[-8:])[0], offset
         if name == b"fmt " and kind.name == "WAV":
             mp3 = struct.unpack(order + "H", chunk[header : header + 2].ljust(2, b"\0"))[0] == _MP3_IN_WAV
         if kind.name == "W64":  # sizes of W64 include the chunk header
             length = max(length - header, 0)
         if name in (b"data", b"SSND"):
             found = Layout(offset, length, size - offset, mp3=mp3)
+            if kind.name == "WAV":
+                return _wav_layout(stream, found, order, size)
+            if kind.name == "AIFF":
+                return _aiff_layout(stream, found, size)
             if kind.name == "RF64" and length == _UNKNOWN_32:
-                return replace(found, declared=long_size)
-            return _wav_layout(stream, found, order, size) if kind.name == "WAV" else found
+                found = replace(found, declared=long_size)
+                if long_at and long_size == 0 and found.available and not _is_chunk(stream, offset, "<I", size):
+                    sizes = struct.pack("<QQ", size - 8, found.available)
+                    found = _filled(found, ((0, long_at), sizes, (long_at + 16, size)))
+            return found
         position = offset + length + (-length) % pad
     return None
 
 
 def _wav_layout(stream: BinaryIO, found: Layout, order: str, size: int) -> Layout:
     offset, declared, available = found.offset, found.declared, found.available
-    unknown = declared >= 0x7FFF0000 > available or declared == _UNKNOWN_32
-    unfilled = declared == 0 and available > 0 and not _is_chunk(stream, offset, order, size)
+    unknown = _is_unknown(declared) and (available < declared or declared == _UNKNOWN_32)
+    unfilled = declared == 0 and available > 0 and not _is_chunk(stream, offset, order + "I", size)
     outgrown = available - declared >= 1 << 32
     if not (unknown or unfilled or outgrown):
         return found
@@ -244,13 +259,31 @@ def _wav_layout(stream: BinaryIO, found: Layout, order: str, size: int) -> Layou
     return replace(found, parts=(head, (12, offset - 4), b"\xff\xff\xff\xff", (offset, size)))
 
 
-def _is_chunk(stream: BinaryIO, offset: int, order: str, size: int) -> bool:
+def _is_unknown(declared: int) -> bool:
+    """Whether a 32-bit size is one of those, next to 2**31 and 2**32, that programs write before they know it."""
+    return 0x7FFF0000 <= declared <= 0x80000000 or declared >= 0xFFFF0000
+
+
+def _filled(found: Layout, parts: tuple[Part, ...]) -> Layout:
+    """The layout of a file whose writer died before it filled in the sizes: everything that is there is sound."""
+    return replace(found, declared=found.available, parts=parts)
+
+
+def _is_chunk(stream: BinaryIO, offset: int, code: str, size: int) -> bool:
     stream.seek(offset)
-    chunk = stream.read(8)
-    if len(chunk) < 8:
+    header = 4 + struct.calcsize(code)
+    chunk = stream.read(header)
+    if len(chunk) < header:
         return False
-    name, length = chunk[:4], struct.unpack(order + "I", chunk[4:])[0]
-    return name.isascii() and name.decode("ascii").isprintable() and offset + 8 + length <= size + 1
+    name, length = chunk[:4], struct.unpack(code, chunk[4:])[0]
+    return name.isascii() and name.decode("ascii").isprintable() and 0 <= length <= size + 1 - offset - header
+
+
+def _aiff_layout(stream: BinaryIO, found: Layout, size: int) -> Layout:
+    offset, declared, available = found.offset, found.declared, found.available
+    if declared > 8 or available <= 8 or _is_chunk(stream, offset + declared, ">I", size):  # offset and block size: 8 bytes
+        return found
+    return _filled(found, ((0, offset - 4), struct.pack(">I", min(available, _UNKNOWN_32)), (offset, size)))
 
 
 def _au_layout(stream: BinaryIO, size: int) -> Layout | None:
@@ -259,7 +292,20 @@ def _au_layout(stream: BinaryIO, size: int) -> Layout | None:
     if len(head) < 12:
         return None
     offset, declared = struct.unpack(">II", head[4:12])
-    return None if declared == _UNKNOWN_32 else Layout(offset, declared, size - offset)
+    found = Layout(offset, declared, size - offset)
+    if declared == 0 and found.available > 0:
+        return _filled(found, ((0, 8), b"\xff\xff\xff\xff", (12, size)))
+    return None if declared == _UNKNOWN_32 else found
+
+
+def _nist_layout(stream: BinaryIO, size: int) -> Layout | None:
+    stream.seek(0)
+    head = stream.read(1024)
+    fields = {name: int(value) for name, value in _NIST_FIELD.findall(head)}
+    if fields.keys() != {b"sample_count", b"channel_count", b"sample_n_bytes"} or not head[8:16].strip().isdigit():
+        return None
+    offset = int(head[8:16])
+    return Layout(offset, math.prod(fields.values()), size - offset) if offset < size else None
 
 
 def _caf_layout(stream: BinaryIO, size: int) -> Layout | None:
@@ -275,6 +321,8 @@ def _caf_layout(stream: BinaryIO, size: int) -> Layout | None:
         offset = position + 12
         if name == b"data" and found is None:
             available = size - offset
+            if 0 <= length <= 4 < available and not _is_chunk(stream, offset + length, ">q", size):
+                length = -1  # four bytes are before the sound
             found = Layout(offset, available if length == -1 else length, available)
             if not 0 <= length <= available:  # libsndfile opens neither a CAF whose data is cut nor one of unknown length
                 patches.append((offset - 8, struct.pack(">q", available)))
@@ -309,14 +357,17 @@ def _broken_packet(stream: BinaryIO, offset: int, length: int) -> int | None:
     return None if _CAF_TABLE_HEADER + end == length else offset + _CAF_TABLE_HEADER + end
 
 
-def fault(stream: BinaryIO, kind: Container | None, size: int) -> str:
-    """What the bytes of a container other than those of `layout` say is missing, in words; "" where nothing is."""
+def fault(stream: BinaryIO, kind: Container | None, size: int) -> tuple[str, int]:
+    """``(what is missing, bytes before it)`` by the bytes of a container other than those of `layout`.
+
+    The first is in words, "" where nothing is missing; the second is ``size`` where there is nothing behind the gap.
+    """
     if kind in (OGG, CHAINED_OGG):
-        return "" if _ogg_ends(stream, size) else "no end-of-stream page"
+        return _ogg_whole(stream, size)
     if kind is None or not kind.demuxer:
-        return ""
+        return "", size
     end = {"mov": _boxes_end, "matroska": _segment_end, "avi": _riff_end, "asf": _asf_end}.get(kind.demuxer)
-    return "the file ends before its data does" if end and end(stream, size) > size else ""
+    return ("the file ends before its data does" if end and end(stream, size) > size else ""), size
 
 
 def _boxes_end(stream: BinaryIO, size: int) -> int:
@@ -357,7 +408,7 @@ def _segment_end(stream: BinaryIO, size: int) -> int:
 def _riff_end(stream: BinaryIO, size: int) -> int:
     stream.seek(4)
     length = int.from_bytes(stream.read(4), "little")
-    return 0 if length >= 0x7FFF0000 else length + 8
+    return 0 if _is_unknown(length) else length + 8
 
 
 def _asf_end(stream: BinaryIO, size: int) -> int:
@@ -373,15 +424,38 @@ def _asf_end(stream: BinaryIO, size: int) -> int:
     return position
 
 
-def _ogg_ends(stream: BinaryIO, size: int) -> bool:
-    stream.seek(max(0, size - (1 << 17)))
-    tail = stream.read(1 << 17)
-    page = tail.rfind(b"OggS")
-    if page < 0 or page + 27 > len(tail):
-        return False
-    segments = tail[page + 26]
-    body = sum(tail[page + 27 : page + 27 + segments])
-    return bool(tail[page + 5] & 0x04) and page + 27 + segments + body <= len(tail)
+def _ogg_whole(stream: BinaryIO, size: int) -> tuple[str, int]:
+    """What `fault` says of an Ogg file: every page is there and undamaged, and every stream has its last one."""
+    expected: dict[int, int] = {}  # number of the next page of every stream that has not ended
+    position = id3_size(stream)
+    headers = True
+    for page, _, stop in _ogg_pages(stream):
+        serial, number = struct.unpack("<II", page[14:22])
+        begins, ends = bool(page[5] & 0x02), bool(page[5] & 0x04)
+        if stop > size:
+            return "no end-of-stream page", size
+        if begins and not headers:
+            if expected:
+                return "no end-of-stream page", position
+        elif not begins and expected.get(serial) != number:
+            return _PAGE, position
+        stream.seek(position)
+        if not _ogg_checksum_fits(stream.read(stop - position)) or len(expected) > _MAX_CHUNKS:
+            return _PAGE, position
+        headers, position = begins, stop
+        expected[serial] = (number + 1) & _UNKNOWN_32
+        if ends:
+            del expected[serial]
+    stream.seek(position)
+    if b"OggS" in stream.read(1 << 17):  # longer than any page
+        return _PAGE, position
+    return ("no end-of-stream page" if expected or position == id3_size(stream) else ""), size
+
+
+def _ogg_checksum_fits(page: bytes) -> bool:
+    """Compare the checksum of a page (RFC 3533, 6). It is that of zlib on bytes whose bits are in the opposite order."""
+    crc = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(_MIRRORED), _UNKNOWN_32) ^ _UNKNOWN_32
+    return crc.to_bytes(4, "big").translate(_MIRRORED) == page[22:26]
 
 
 def _ogg_pages(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
@@ -432,7 +506,7 @@ def unwrapped_flac(stream: BinaryIO, size: int) -> tuple[tuple[Part, ...], str]:
         last = bool(page[5] & 0x04)
         if last:
             break
-    return tuple(parts), "" if last else "a page is missing or damaged"
+    return tuple(parts), "" if last else _PAGE
 
 
 def _begins_mpeg_audio(stream: BinaryIO, start: int) -> bool:
@@ -456,7 +530,7 @@ def _begins_mpeg_audio(stream: BinaryIO, start: int) -> bool:
 
 
 def mp3_has_length(stream: BinaryIO) -> bool:
-    """Whether the first frame of an MP3 says how many there are."""
+    """Whether an MP3 says in its first 4096 bytes how many frames there are."""
     stream.seek(id3_size(stream))
     first = stream.read(4096)
     return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))

@@ -417,9 +417,11 @@ def through_resampler(x: Tensor, sample_rate: int, resampler: Resampler, cutoff_
     if resampler == "fft":
         return dsp.band_limit(x, sample_rate, nyquist), nyquist
     if resampler == "kaiser":
-        return dsp.resample(dsp.resample(x, sample_rate, rate), rate, sample_rate)[..., :length], nyquist * 0.945
+        # What is rounded off at the low rate would be missing at the end.
+        low_rate = torch.nn.functional.pad(_taken_down(x, sample_rate, rate), (0, 1))
+        return dsp.resample(low_rate, rate, sample_rate)[..., :length], nyquist * 0.945
     if resampler == "linear":
-        low = dsp.resample(x, sample_rate, rate).numpy()
+        low = _taken_down(x, sample_rate, rate).numpy()
         position = np.arange(length) * (rate / sample_rate)
         left = np.minimum(position.astype(np.int64), low.shape[-1] - 1)
         right = np.minimum(left + 1, low.shape[-1] - 1)
@@ -431,7 +433,7 @@ def through_resampler(x: Tensor, sample_rate: int, resampler: Resampler, cutoff_
         y = signal.resample_poly(low, sample_rate // gcd, rate // gcd, axis=-1)[..., :length]
         return torch.from_numpy(np.ascontiguousarray(y, dtype=np.float32)), nyquist
     if resampler == "hold":  # of the nearest sample, so that there is no delay
-        samples = dsp.resample(x, sample_rate, rate)
+        samples = _taken_down(x, sample_rate, rate)
         nearest = ((2 * np.arange(length) * rate + sample_rate) // (2 * sample_rate)).clip(max=samples.shape[-1] - 1)
         return samples[..., torch.from_numpy(nearest)], nyquist * 0.945
     width = int(resampler.removeprefix("sinc"))
@@ -439,6 +441,12 @@ def through_resampler(x: Tensor, sample_rate: int, resampler: Resampler, cutoff_
     low_rate = resample(x, sample_rate, rate, lowpass_filter_width=width, rolloff=_SINC_ROLLOFF)
     y_rate: Tensor = resample(low_rate, rate, sample_rate, lowpass_filter_width=width, rolloff=_SINC_ROLLOFF)
     return y_rate[..., :length], nyquist * _SINC_ROLLOFF
+
+
+def _taken_down(x: Tensor, sample_rate: int, rate: int) -> Tensor:
+    """`x` `(..., T)` at a lower rate; never less than a sample of it, as a clip shorter than half a sample there would be."""
+    low = dsp.resample(x, sample_rate, rate)
+    return low if low.shape[-1] else x[..., :1]
 
 
 class Degradation:
@@ -604,24 +612,28 @@ def degrade_file(
     Body, low-pass and codec are applied in this order, those that are given. The file is held in memory.
 
     Args:
-        to_hz: cut-off of the low-pass in Hz (not a sample rate).
+        to_hz: cut-off of the low-pass in Hz (not a sample rate), 20 or more.
         filter: "brickwall", an IIR family of `dsp.FILTER_FAMILIES` (forward and backward), or a resampler of
             `RESAMPLERS` down to about twice `to_hz` and back.
         order: of the IIR filters.
         codec: a codec of `codecs.Codec` with its bit rate in bit/s, "mp3:32k"; telephone codecs need none, "gsm".
         bone: "throat", the mean response of throat microphones, or "ear", a low-pass at 600 Hz; noise of the body
             included.
-        seed: of what is random, the body's response and noise.
+        seed: of what is random, the body's response and noise; 0 or more.
 
     Raises ConfigError (a setting), AudioError (the input), OutputError (the output; nothing is left of it), ImportError
     (AAC and AMR without the extra `formats`).
     """
     steps = _degradation(to_hz, filter, order, codec, bone)
+    if seed < 0:
+        raise ConfigError(f"seed must be 0 or more, not {seed}")
     audio.check_output(out_path, overwrite)
     x, info = audio.read(in_path)
     rate = info.sample_rate
-    if to_hz is not None and not 0 < to_hz < rate / 2:
-        raise ConfigError(f"{in_path}: a cut-off of {to_hz:g} Hz must lie between 0 and {rate / 2:g} Hz, half its sample rate")
+    if to_hz is not None and not _LOWEST_HZ <= to_hz < rate / 2:
+        raise ConfigError(
+            f"{in_path}: a cut-off of {to_hz:g} Hz must lie between {_LOWEST_HZ:g} and {rate / 2:g} Hz, half its sample rate"
+        )
     y = torch.from_numpy(x)
     if y.shape[-1]:
         if bone is not None:
@@ -638,6 +650,7 @@ def degrade_file(
     return f"{in_path} → {out_path}  {rate / 1000:g} kHz  {audio.clock(info.seconds)}  {', '.join(steps)}{clipped}"
 
 
+_LOWEST_HZ = 20.0  # below what is heard; far below, the poles of a filter can no longer be told from 1
 _FILTERS = ("brickwall", *dsp.FILTER_FAMILIES, *RESAMPLERS)
 # Gain in dB of a microphone at the throat over one in the air, estimated from recorded pairs.
 _THROAT = ((100.0, 6.0), (450.0, 0.0), (850.0, -9.0), (2000.0, -11.0), (4800.0, -20.0), (6800.0, -26.0))
@@ -675,10 +688,10 @@ def _parse_codec(text: str) -> tuple[codecs.Codec, int]:
         if name in ("mp3", "opus", "vorbis", "aac", "amr"):
             raise ConfigError(f"codec {text!r} needs a bit rate; write it as in {name}:{'12.2k' if name == 'amr' else '32k'}")
         return cast(codecs.Codec, name), 0
-    bitrate = round(float(match[1]) * (1000 if match[2] else 1))
+    bitrate = float(match[1]) * (1000 if match[2] else 1)
     if not 4_000 <= bitrate <= 512_000:
-        raise ConfigError(f"codec {text!r}: {bitrate} bit/s is outside 4k to 512k")
-    return cast(codecs.Codec, name), bitrate
+        raise ConfigError(f"codec {text!r}: {bitrate:g} bit/s is outside 4k to 512k")
+    return cast(codecs.Codec, name), round(bitrate)
 
 
 def _coded(x: Tensor, rate: int, text: str) -> Tensor:

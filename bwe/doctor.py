@@ -58,7 +58,7 @@ class Installation:
             ("formats", ", ".join(self.codecs["libsndfile"])),
             ("", self.codecs["pyav"]),
             ("sound", self.sound),
-            ("temporary", f"{self.temporary['folder']}, {self.temporary['free_bytes'] / 1e9:.1f} GB free"),
+            ("temporary", f"{self.temporary['folder'] or 'none'}, {self.temporary['free_bytes'] / 1e9:.1f} GB free"),
             *(("models" if not i else "", f"{name}: {said}") for i, (name, said) in enumerate(self.models.items())),
         ]
         lines += [("problem", sentence) for sentence in self.problems]
@@ -92,9 +92,10 @@ def examine() -> Installation:
             problems.append(f"{error}")
     if not models:
         problems.append("no models in this installation; install bwe again, with its pretrained folder")
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    if free < _LEAST_FREE_BYTES:
+    folder, free = _temporary()
+    if folder is None:
+        problems.append("no folder for temporary files can be written; set TMPDIR to one that can")
+    elif free < _LEAST_FREE_BYTES:
         problems.append(f"{folder}: {free / 1e6:.0f} MB free for temporary files; make room or set TMPDIR to another folder")
     return Installation(
         versions=versions,
@@ -107,6 +108,15 @@ def examine() -> Installation:
         models=models,
         problems=problems,
     )
+
+
+def _temporary() -> tuple[str | None, int]:
+    """The folder for temporary files and the bytes free in it; None where there is none."""
+    try:
+        folder = tempfile.gettempdir()
+        return folder, shutil.disk_usage(folder).free
+    except OSError:
+        return None, 0
 
 
 def _version(name: str) -> str | None:

@@ -227,7 +227,8 @@ def lowpass(
     sos = lowpass_sos(family, order, cutoff_hz, sr, ripple_db, attenuation_db)
     # The slowest pole decides how long the start-up transient is; scipy's default extension ignores it.
     extension = min(x.shape[-1] - 1, max(64, int(8 * sr / cutoff_hz) * order))
-    return np.ascontiguousarray(signal.sosfiltfilt(sos, x, axis=-1, padlen=extension), dtype=x.dtype)
+    # A copy in any case: the view of a single sample that comes back here passes for contiguous with its negative stride.
+    return np.array(signal.sosfiltfilt(sos, x, axis=-1, padlen=extension), dtype=x.dtype, order="C")
 
 
 def band_limit(x: Tensor, sr: int, cutoff_hz: Tensor | float, width_hz: float = 0.0) -> Tensor:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+OUT_OF_MEMORY = 5  # exit code; the others are those of the classes
+
 
 class BweError(Exception):
     """Base of every error this package raises on purpose; ``str(exc)`` is the sentence shown to the user."""

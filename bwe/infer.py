@@ -27,6 +27,7 @@ from bwe import audio, dsp, generators, hub, pictures, runs, stepper
 from bwe.errors import AudioError, ConfigError, ModelError, OutputError
 
 DEFAULT_MODEL = "speech-48k"
+SCHEMA = 1  # of the objects in a table of results
 TARGET_RATES = (16_000, 24_000, 44_100, 48_000)
 Bits = Literal["keep", "16", "24", "32f"]
 
@@ -507,7 +508,7 @@ class Report:
         """Enough to make the same file again, as plain values; decibels that are not finite become null."""
         written = self.out_path is not None
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "bwe": bwe.__version__,
             "torch": torch.__version__,
             "status": "done" if written else "left alone",

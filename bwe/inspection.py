@@ -20,11 +20,12 @@ Shape = Literal["none (full band)", "brick wall", "MP3 shelf", "sinc / resampler
 FULL_BAND, BRICK_WALL, MP3_SHELF, RESAMPLER, ROLL_OFF = SHAPES = cast(tuple[Shape, ...], get_args(Shape))
 
 FORMER_RATES = (8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-"""Content that reaches this far has nothing audible missing."""
+"""Sample rates in Hz that content is said to come from."""
 
 # Scale-factor band 21 of MP3 (long blocks) begins at line 418 of 576 at 44.1 kHz and at line 384 at 48 kHz, 16.0 kHz in both.
 # It has no scale factor of its own, so encoders starve it.
 SHELF_HZ = 16_000.0
+_SHELF_RATE = 42_200  # Hz: a shelf is told by what lies above 21 kHz, and by 400 Hz above its low-pass
 
 _BLOCK = 1 << 16
 _RUN = 1024  # samples in which silence is counted
@@ -399,7 +400,7 @@ def _rolloffs(x: np.ndarray, sr: int) -> tuple[float, float]:
 
 
 def _content(x: np.ndarray, sr: int, cutoff: float) -> _Content:
-    if sr >= 40_000 and (top := _mp3_shelf(x, sr)):
+    if sr >= _SHELF_RATE and (top := _mp3_shelf(x, sr)):
         return _Content(SHELF_HZ, MP3_SHELF, None, top)
     if cutoff >= _OWN_FILTER * sr / 2:
         return _Content(cutoff, FULL_BAND, None)

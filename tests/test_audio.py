@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
+import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,7 @@ def test_missing_folder_empty(tmp_path: Path) -> None:
         (b"\xff\xe4" + np.random.default_rng(2).bytes(20_000), "not audio"),
         (b"\xff\xfb\x90\x00" + np.random.default_rng(0).bytes(20_000), "not audio"),
         (b"DSD " + bytes(500), "DSD is not supported; convert it to WAV or FLAC"),
+        (b"\xf0\x7e\x00\x01" + bytes(500), "SDS is not supported; convert it to WAV or FLAC"),
         (b"RIFF\x24\x00\x00\x00WA", "damaged or truncated WAV"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00", "damaged or truncated WAV"),
         (b"fLaC\x00\x00\x00\x22" + bytes(10), "damaged or truncated FLAC"),
@@ -153,7 +156,7 @@ def test_truncated_files_are_refused(
     data = whole.read_bytes()
     cut = tmp_path / f"cut.{suffix}"
     cut.write_bytes(data[: len(data) // 2])
-    with pytest.raises(AudioError, match=r"truncated or damaged .* stops at 0:01\.\d") as caught:
+    with pytest.raises(AudioError, match=r"truncated or damaged .* (stops at|there are) 0:01\.\d") as caught:
         audio.read(cut)
     if file_format != "OGG":  # an Ogg file does not say at its beginning how long it is
         assert "the header says 0:03." in str(caught.value)
@@ -179,11 +182,12 @@ def test_damage_in_the_middle_is_not_a_shorter_file(
     path.write_bytes(data)
     if suffix == "mp3" and outcome(path) == 144_000:  # an MP3 decoder may find its way through the gap
         return
-    assert "truncated or damaged" in str(outcome(path))
+    place = r"there are 0:02\.9" if suffix == "mp3" else r"the sound stops at 0:01\.[0-6]"
+    assert re.search(rf"truncated or damaged .*{place}", str(outcome(path)))
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("declared", [0, 0xFFFFFFFF, 0x7FFFF000])
+@pytest.mark.parametrize("declared", [0, 0xFFFFFFFF, 0xFFFF0000, 0x80000000, 0x7FFFF000])
 def test_wav_from_a_pipe_has_the_length_of_the_file(tmp_path: Path, voice: Voice, declared: int) -> None:
     given = voice(5_000, 16_000)
     path = store(tmp_path / "piped.wav", given, 16_000, "FLOAT")
@@ -378,30 +382,61 @@ def test_overwriting_replaces_and_follows_links(tmp_path: Path, voice: Voice) ->
     assert audio.read(real)[1].frames == 70
 
 
+def test_a_link_into_a_missing_folder_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "link.wav").symlink_to(tmp_path / "gone" / "real.wav")
+    with pytest.raises(OutputError, match=r"link\.wav: the folder .*gone does not exist; make it first"):
+        audio.check_output(tmp_path / "link.wav")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_what_is_replaced_keeps_who_may_read_it(tmp_path: Path, voice: Voice) -> None:
+    path = store(tmp_path / "private.wav", voice(50, 48_000))
+    path.chmod(0o600)
+    audio.write(path, voice(70, 48_000), 48_000, overwrite=True)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_float_cannot_hold_is_not_written_as_infinite(tmp_path: Path) -> None:
+    x = np.array([[0.0, 1e39]])
+    with pytest.raises(AudioError, match=r"Inf at 0\.0000 s in channel 1; not written"):
+        audio.write(tmp_path / "x.wav", x, 48_000, "FLOAT")
+    audio.write(tmp_path / "x.w64", x, 48_000, "DOUBLE")
+    assert sf.read(tmp_path / "x.w64")[0][1] == 1e39
+
+
 WRITER = """
-import os, signal, sys, numpy as np
-from bwe import audio, errors
-if sys.argv[2] == 'limit':
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+import sys, numpy as np
+from bwe import audio
 x = np.random.default_rng(0).standard_normal((2, 1_000_000)).astype('float32') * 0.1
-x = np.tile(x, (1, 9 if sys.argv[2] == 'signal' else 1))
+x = np.tile(x, (1, 9))
 print('ready', flush=True)
-try:
-    audio.write(sys.argv[1], x, 48_000, overwrite=True)
-except errors.OutputError as error:
-    print(error)
-    sys.exit(4)
+audio.write(sys.argv[1], x, 48_000, overwrite=True)
+"""
+LIMITED = """
+import os, resource, sys, numpy as np
+from bwe import audio, errors
+x = np.random.default_rng(0).standard_normal((2, 96_000)).astype('float32') * 0.1
+audio.write(sys.argv[1], x, 48_000)
+full = os.path.getsize(sys.argv[1])
+os.unlink(sys.argv[1])
+for limit in (full - 1, full - 100, full - 4_000, full // 2, 10):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        audio.write(sys.argv[1], x, 48_000)
+    except errors.OutputError as error:
+        assert 'writing failed (File too large' in str(error), error
+    else:
+        sys.exit(f'{limit} of {full} bytes were enough')
+    assert os.listdir() == []
 """
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3"])
 def test_a_disk_that_takes_no_more_leaves_no_file(tmp_path: Path, suffix: str) -> None:
-    command = [sys.executable, "-c", WRITER, str(tmp_path / f"big.{suffix}"), "limit"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 4, done.stderr
-    assert "writing failed" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    """Neither where it is full in the middle nor where only the last bytes, written at the close, find no place."""
+    command = [sys.executable, "-c", LIMITED, f"big.{suffix}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -409,7 +444,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, voice: Voice, 
     path = store(tmp_path / "out.flac", voice(100, 48_000))
     before = path.read_bytes()
     with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), "signal"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         while not list(tmp_path.glob(".bwe-*.tmp")):
             assert process.poll() is None
@@ -571,7 +606,7 @@ def test_salvage_keeps_the_readable_part(tmp_path: Path, voice: Voice, suffix: s
         assert 0.2 * 96_000 < y.shape[1] < 0.8 * 96_000
         assert np.abs(y - x[:, : y.shape[1]])[:, : y.shape[1] - 4_000].max() < 1e-4
         assert len(reader.warnings) == 1
-        assert "kept the first 0:0" in reader.warnings[0]
+        assert ("kept 0:01.0 of 0:02.0" if suffix == "mp3" else "kept the first 0:0") in reader.warnings[0]
 
 
 def test_salvage_of_a_whole_file_changes_nothing(tmp_path: Path, voice: Voice) -> None:
@@ -713,10 +748,11 @@ def stored(path: Path, x: np.ndarray, frames: int | None) -> Path:
     return path
 
 
-def test_rf64_decision_at_its_real_size() -> None:
+def test_rf64_decision_at_its_real_size(monkeypatch: pytest.MonkeyPatch) -> None:
     hour = 3600 * 48_000
-    for frames, chosen in ((6 * hour, "WAV"), (7 * hour, "RF64"), (None, "RF64")):
-        with contextlib.suppress(OutputError):  # no space for it
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 50))
+        for frames, chosen in ((6 * hour, "WAV"), (7 * hour, "RF64"), (None, "RF64")):
             assert audio.Writer("x.wav", 48_000, 2, "PCM_16", frames=frames)._format == chosen
     with pytest.raises(OutputError, match="no space left in"):
         audio.Writer("x.flac", 48_000, 2, "PCM_16", frames=10**14)
@@ -823,6 +859,21 @@ def test_a_pipe_that_breaks_is_one_sentence() -> None:
         audio.Writer(io.BytesIO(), 48_000, 1, "VORBIS")
 
 
+def test_a_pipe_that_would_have_to_wait_is_not_taken_to_have_everything(voice: Voice) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object) -> None:  # type: ignore[override]
+            return None
+
+    with (
+        pytest.raises(OutputError, match=r"<stream>: writing failed \(it takes no more without waiting\)"),
+        audio.Writer(Full(), 48_000, 1) as writer,  # type: ignore[arg-type]
+    ):
+        writer.write(voice(100, 48_000))
+
+
 def test_sweep_takes_only_what_nobody_writes(tmp_path: Path) -> None:
     name, day = audio._temporary_name(), 86_400
     pid, machine = name.split("-")[1], name.split("-")[2].split(".")[0]
@@ -847,7 +898,8 @@ def test_an_interrupt_inside_a_decoder_is_neither_lost_nor_damage(tmp_path: Path
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    def read_for_ever() -> None:
+    def read_for_ever(timer: threading.Timer) -> None:
+        timer.start()
         with audio.Reader(stream) as reader:
             while True:
                 for _ in reader.blocks(4_096):
@@ -858,9 +910,8 @@ def test_an_interrupt_inside_a_decoder_is_neither_lost_nor_damage(tmp_path: Path
     try:
         for _ in range(40):
             timer = threading.Timer(rng.uniform(0, 0.01), signal.raise_signal, [signal.SIGINT])
-            timer.start()
             with pytest.raises(KeyboardInterrupt):
-                read_for_ever()
+                read_for_ever(timer)
             assert signal.getsignal(signal.SIGINT) is interrupt
             assert signal.getsignal(signal.SIGTERM) is terminate
     finally:

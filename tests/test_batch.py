@@ -224,6 +224,14 @@ def test_manifests(tmp_path: Path, write: Callable[..., Path], kind: str) -> Non
         ('{"path": "a\\u0000/b.wav"}\n', "line 1: a file name cannot hold a NUL"),
         (f"path\n{'x' * 200_000}\n", "line 2: is not CSV"),
         ("path\n", "lists no files"),
+        (f'{{"path": "a.wav", "cutoff": {"9" * 400}}}\n', "line 1: cutoff 999"),
+        (f'{{"path": "a.wav", "cutoff": {"9" * 5_000}}}\n', "line 1: is not JSON (too deep or too long)"),
+        (f'{{"path": {"[" * 200_000}\n', "line 1: is not JSON (too deep or too long)"),
+        ('{"path": "\\ud800/x.wav"}\n', "line 1: a file name cannot hold the character '\\ud800'"),
+        (
+            '{"path": "a.wav", "cutoff": 3000}\n{"path": "a.wav"}\n',
+            "a.wav: is an input twice, with 3000 Hz and with no cut-off",
+        ),
     ],
 )
 def test_manifests_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
@@ -231,8 +239,35 @@ def test_manifests_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> 
     manifest.write_text(text)
     with pytest.raises(ConfigError) as caught:
         batch.plan([], sample_rate=48_000, manifest=manifest)
-    assert str(caught.value).startswith(str(manifest))
+    assert str(caught.value).startswith(str(manifest.parent))
     assert said in str(caught.value)
+
+
+def test_manifests_hold_any_name_and_only_formats_that_can_be_written(
+    tmp_path: Path, write: Callable[..., Path], settings: Settings
+) -> None:
+    write(tmp_path / "a\u2028b.wav")
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text('{"path": "a\u2028b.wav", "output": "x.m4a"}\r\n', encoding="utf-8", newline="")
+    plan = batch.plan([], tmp_path / "out", sample_rate=48_000, manifest=manifest)
+    assert plan.jobs[0].info is not None
+    (outcome,) = batch.run(plan, settings, dry_run=True).outcomes
+    assert (outcome.status, outcome.code) == ("failed", 4)
+    assert "'.m4a' is not an output format" in str(outcome)
+
+
+def test_outputs_that_are_links_are_where_they_lead(tmp_path: Path, write: Callable[..., Path]) -> None:
+    for name in ("a.wav", "b.wav"):
+        write(tmp_path / "in" / name)
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / "a.bwe.wav"
+    link.symlink_to(tmp_path / "in" / "b.wav")
+    with pytest.raises(ConfigError, match=r"in/b\.wav: is an input, and .*in/a\.wav would be written over it"):
+        batch.plan([tmp_path / "in"], tmp_path / "out", sample_rate=48_000, recursive=True)
+    link.unlink()
+    link.symlink_to("b.bwe.wav")
+    with pytest.raises(ConfigError, match=r"a\.wav and .*b\.wav would both become"):
+        batch.plan([tmp_path / "in"], tmp_path / "out", sample_rate=48_000, recursive=True)
 
 
 def test_manifest_paths_do_not_lead_out_of_the_output_folder(tmp_path: Path, write: Callable[..., Path]) -> None:
@@ -298,12 +333,28 @@ def test_existing_outputs(tree: Path, tmp_path: Path, settings: Settings) -> Non
     wrong = batch.run(plan, settings, skip_existing=True)
     assert [outcome.status for outcome in wrong.outcomes] == ["failed", "failed", "skipped"]
     assert "exists already but has 100 samples instead of 3600; check it" in str(wrong.outcomes[0])
-    assert "exists already but does not open" in str(wrong.outcomes[1])
+    assert "exists already but cannot be read" in str(wrong.outcomes[1])
     assert wrong.exit_code == 4
     redone = batch.run(plan, settings, skip_existing=True, overwrite=True)
     assert [outcome.status for outcome in redone.outcomes] == ["done", "done", "skipped"]
     assert contents(tmp_path / "out") == first
     assert batch.run(plan, settings, overwrite=True).count("done") == 3
+
+
+def test_outputs_that_are_not_whole_are_not_trusted(tree: Path, tmp_path: Path, settings: Settings) -> None:
+    plan = batch.plan([tree / "a.wav"], tmp_path / "a.bwe.wav", sample_rate=48_000)
+    batch.run(plan, settings)
+    whole = plan.jobs[0].target.read_bytes()
+    plan.jobs[0].target.write_bytes(whole[:-1_000])
+    (cut,) = batch.run(plan, settings, skip_existing=True).outcomes
+    assert cut.status == "failed"
+    assert "a.bwe.wav: exists already but cannot be read (truncated or damaged WAV file" in str(cut)
+    audio.write(plan.jobs[0].target, np.zeros((2, 3_600), np.float32), 48_000, overwrite=True)
+    for salvage in (False, True):
+        (other,) = batch.run(plan, dataclasses.replace(settings, salvage=salvage), skip_existing=True).outcomes
+        assert "exists already but has 2 channels instead of 1; check it" in str(other)
+    assert batch.run(plan, settings, skip_existing=True, overwrite=True).count("done") == 1
+    assert plan.jobs[0].target.read_bytes() == whole
 
 
 @pytest.mark.parametrize("format", batch.FORMATS)
@@ -413,8 +464,30 @@ def test_a_table_is_continued(tree: Path, tmp_path: Path, settings: Settings) ->
     with pytest.raises(OutputError, match="line 1: is no result of bwe"):
         batch.run(plan, settings, report=table, skip_existing=True)
     assert table.read_text() == '{"a": 1}\n{"b": 2}\n'
-    with pytest.raises(OutputError, match="is a folder or lies in none"):
+    with pytest.raises(OutputError, match="none does not exist; make it first"):
         batch.run(plan, settings, report=tmp_path / "none" / "r.jsonl", skip_existing=True)
+
+
+def test_a_table_takes_the_place_of_nothing_else(tree: Path, tmp_path: Path, settings: Settings) -> None:
+    plan = batch.plan([tree], tmp_path / "out", sample_rate=48_000, recursive=True)
+    before = contents(tree)
+    (tmp_path / "link.jsonl").symlink_to(tree / "a.wav")
+    for report in (tree / "a.wav", tmp_path / "link.jsonl", tmp_path / "out" / "a.bwe.wav"):
+        with pytest.raises(ConfigError, match=r"the report would be written over .*a.*wav; give it a name of its own"):
+            batch.run(plan, settings, report=report, overwrite=True)
+    assert contents(tree) == before
+    assert not (tmp_path / "out").exists()
+    os.mkfifo(tmp_path / "pipe")
+    for options in ({"overwrite": True}, {"skip_existing": True}):
+        with pytest.raises(OutputError, match="pipe: exists and is not a regular file"):
+            batch.run(plan, settings, report=tmp_path / "pipe", **options)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "real.jsonl").touch()
+    (tmp_path / "link.jsonl").unlink()
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    batch.run(plan, settings, report=tmp_path / "link.jsonl", overwrite=True)
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert len(rows(tmp_path / "real.jsonl")) == 3
 
 
 def test_every_result_is_in_the_table_at_once(tree: Path, tmp_path: Path, settings: Settings) -> None:

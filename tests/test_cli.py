@@ -77,8 +77,15 @@ def test_words_that_need_no_model_are_fast_and_true(tmp_path: Path) -> None:
         (["extend", "a.wav", "--outptu", "b"], "unknown argument '--outptu' (see `bwe extend --help`)"),
         (["extend", "a.wav", "--cutoff", "4k"], "argument --cutoff: '4k' is not a frequency in Hz"),
         (["extend", "a.wav", "--cutoff", "nan"], "'nan' is not a frequency in Hz"),
-        (["extend", "a.wav", "--threads", "0"], "'0' is not a whole number above 0"),
+        (["extend", "a.wav", "--threads", "0"], "'0' is not a whole number from 1 to 999999999"),
+        (["extend", "a.wav", "--threads", "9" * 20], "is not a whole number from 1 to 999999999"),
+        (["extend", "a.wav", "--threads", "9" * 5_000], "is not a whole number from 1 to 999999999"),
         (["extend", "a.wav", "b.wav", "-o", "c.wav"], "c.wav: with several inputs -o must be an existing folder"),
+        (
+            ["extend", "a.wav", "--overwrite", "b.wav", "-o", "c.wav"],
+            "c.wav: with several inputs -o must be an existing folder",
+        ),
+        (["extend", "a.wav", "--overwirte", "b.wav"], "unknown argument '--overwirte'"),
         (["extend", "a/x.wav", "b/x.wav", "-o", "."], "x.wav"),
         (["models", "--jsno"], "unknown argument '--jsno'"),
         (["train"], "the following arguments are required: RECIPE"),
@@ -204,6 +211,57 @@ def test_models_survives_a_closed_pipe() -> None:
     pipe = f"{sys.executable} -m bwe models --json | true"
     done = subprocess.run(pipe, shell=True, capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("reader", ["true", "cat > /dev/full"])
+def test_a_folder_run_goes_on_when_nobody_reads(talk: Path, tiny_folder: Path, reader: str) -> None:
+    """`true` closes the pipe at once; a full device refuses every line. The code is that of the work all the same."""
+    (talk.parent / "in").mkdir()
+    for name in "abc":
+        shutil.copy(talk, talk.parent / "in" / f"{name}.wav")
+    (talk.parent / "in" / "d.wav").write_text("<html>")
+    words = f"{sys.executable} -m bwe extend -r in -o out -m {tiny_folder}"
+    line = f"{words} > /dev/full 2> err" if "full" in reader else f"set -o pipefail; {words} 2> err | {reader}"
+    done = subprocess.run(["bash", "-c", line], cwd=talk.parent, timeout=100, check=False)
+    assert done.returncode == 1
+    assert sorted(path.name for path in (talk.parent / "out").iterdir()) == ["a.bwe.wav", "b.bwe.wav", "c.bwe.wav"]
+    said = (talk.parent / "err").read_text()
+    assert "bwe: 1 of 4 inputs failed: in/d.wav\n" in said
+    assert "rror" not in said.replace("bwe: error: in/d.wav", "")
+
+
+def test_inspect_has_its_code_whoever_reads(talk: Path) -> None:
+    line = f"set -o pipefail; {sys.executable} -m bwe inspect talk.wav none.wav talk.wav | true"
+    done = subprocess.run(["bash", "-c", line], cwd=talk.parent, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (1, "bwe: error: none.wav: no such file\n")
+    line = f"{sys.executable} -m bwe models > /dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert "<stdout>: cannot be written (No space left on device)" in done.stderr
+
+
+def test_without_stderr_nothing_is_said_elsewhere(talk: Path, tiny_folder: Path) -> None:
+    for words, code in ((f"talk.wav -m {tiny_folder} -o a.wav", 0), (f"none.wav -m {tiny_folder}", 1)):
+        line = f"{sys.executable} -m bwe extend {words} 2>&-"
+        done = subprocess.run(["bash", "-c", line], cwd=talk.parent, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == code
+        assert done.stdout.count("\n") == (code == 0)
+    assert audio.read(talk.with_name("a.wav"))[1].frames == 48_000
+
+
+def test_a_report_of_a_pipe_takes_no_other_place(
+    capsys: pytest.CaptureFixture[str], talk: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    before = talk.read_bytes()
+    (tmp_path / "list.jsonl").write_text('{"path": "talk.wav"}\n')
+    for words in (
+        [str(talk), "-o", "-", "--report", str(talk)],
+        ["-", "-o", str(tmp_path / "o.wav"), "--report", str(tmp_path / "o.wav")],
+        ["--manifest", str(tmp_path / "list.jsonl"), "--report", str(tmp_path / "list.jsonl")],
+    ):
+        assert cli.main(["extend", "-m", str(tiny_folder), "--overwrite", *words]) == 2
+        assert "the report would be written over" in capsys.readouterr().err
+    assert talk.read_bytes() == before
 
 
 def test_prepare_in_a_process(capsys: pytest.CaptureFixture[str], tmp_path: Path, voice: Voice) -> None:

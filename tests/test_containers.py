@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import signal
 import struct
 import subprocess
 import sys
@@ -316,6 +318,90 @@ def test_lists_of_other_files_are_not_audio(tmp_path: Path, voice: Voice, text: 
         audio.Reader(path)
 
 
+def pages(data: bytes) -> list[bytes]:
+    starts = [0, *(stop for _, _, stop in containers._ogg_pages(io.BytesIO(data)))]
+    return [data[start:stop] for start, stop in itertools.pairwise(starts)]
+
+
+@pytest.mark.parametrize("damage", ["bit", "gone", "swapped", "mark"])
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_a_page_of_ogg_that_is_damaged_or_missing(
+    tmp_path: Path, voice: Voice, suffix: str, chained: bool, damage: str
+) -> None:
+    if chained:
+        pytest.importorskip("av")
+    path = tmp_path / f"a.{suffix}"
+    audio.write(path, voice(192_000, 48_000, 2), 48_000)
+    whole = path.read_bytes()
+    parts = pages(whole)
+    assert b"".join(parts) == whole
+    middle = len(parts) // 2
+    page = bytearray(parts[middle])
+    if damage == "gone":
+        page.clear()
+    elif damage == "swapped":
+        parts[middle + 1 : middle + 1], page[:] = [bytes(page)], parts.pop(middle + 1)
+    else:
+        page[0 if damage == "mark" else len(page) // 2] ^= 1
+    parts[middle] = bytes(page)
+    path.write_bytes(b"".join(parts) + (whole if chained else b""))
+    with audio.Reader(path) as reader, pytest.raises(AudioError, match=r"a page is missing or damaged\)") as caught:
+        next(reader.blocks())
+    stops = float(str(caught.value).split("stops at 0:0")[1].split(";")[0])
+    before = audio.read(_ended(tmp_path / f"before.{suffix}", parts[:middle]))[1].seconds
+    assert stops == pytest.approx(before, abs=0.15)
+    with audio.Reader(path, salvage=True) as reader:
+        kept = sum(block.shape[1] for block in reader.blocks()) / 48_000
+    assert before + 0.1 < kept < (8.01 if chained else 4.01)
+    assert f"): kept {audio.clock(kept, 1)}" in reader.warnings[0]
+
+
+def _ended(path: Path, parts: list[bytes]) -> Path:
+    """Pages of an Ogg file, the last of them made its end."""
+    last = bytearray(parts[-1])
+    last[5] |= 4
+    last[22:26] = bytes(4)
+    crc = 0
+    for byte in last:  # RFC 3533, bit by bit
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1) ^ (0x104C11DB7 if crc >> 31 else 0)
+    last[22:26] = struct.pack("<I", crc)
+    path.write_bytes(b"".join(parts[:-1]) + last)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus"])
+def test_a_damaged_first_page_of_sound(tmp_path: Path, voice: Voice, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    audio.write(path, voice(144_000, 48_000), 48_000)
+    parts = pages(path.read_bytes())
+    parts[2] = parts[2][:-5] + bytes(5)
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(AudioError, match=r"damaged .* or keep what there is \(--salvage\)"):
+        audio.read(path)
+    with audio.Reader(path, salvage=True) as reader:
+        assert 1.9 < reader.info.seconds < 3
+        assert "a page is missing or damaged" in reader.warnings[0]
+
+
+def test_ogg_whose_first_stream_has_no_end(tmp_path: Path, voice: Voice) -> None:
+    pytest.importorskip("av")
+    audio.write(tmp_path / "a.ogg", voice(96_000, 48_000), 48_000)
+    whole = (tmp_path / "a.ogg").read_bytes()
+    (tmp_path / "b.ogg").write_bytes(b"".join(pages(whole)[:-1]) + whole)
+    with pytest.raises(AudioError, match=r"chained Ogg file \(no end-of-stream page\)"):
+        audio.read(tmp_path / "b.ogg")
+
+
+def test_bytes_behind_the_last_page_of_ogg_are_no_damage(tmp_path: Path, voice: Voice) -> None:
+    audio.write(tmp_path / "a.ogg", voice(9_000, 48_000), 48_000)
+    with (tmp_path / "a.ogg").open("ab") as stream:
+        stream.write(b"TAG" + bytes(125))
+    assert audio.read(tmp_path / "a.ogg")[0].shape == (1, 9_000)
+
+
 @pytest.mark.parametrize("second", ["same", "other"])
 def test_ogg_streams_one_after_another_are_read_to_the_end(tmp_path: Path, voice: Voice, second: str) -> None:
     pytest.importorskip("av")
@@ -424,6 +510,95 @@ def test_wav_beyond_4_gib_has_all_its_samples(tmp_path: Path, declared: int) -> 
             assert file.read(2).tolist() == [[0.5, 0.5]]
     with audio.Reader(path) as reader:
         assert reader.info.frames == data // 4
+
+
+def test_wav_above_2_gib_that_was_cut_below_it(tmp_path: Path) -> None:
+    form = struct.pack("<HHIIHH", 1, 2, 48_000, 192_000, 4, 16)
+    head = b"RIFF\x24\0\0\xa0WAVEfmt \x10\0\0\0" + form + b"data" + struct.pack("<I", 0xA0000000)
+    path = sparse(tmp_path / "cut.wav", head, 1_000_000, b"\0")
+    with audio.Reader(path) as reader, pytest.raises(AudioError, match=r"the file ends before .* stops at 0:05\.2"):
+        next(reader.blocks())
+
+
+def unfilled(data: bytearray) -> bytearray:
+    """Sizes as they are in a file whose recorder was killed."""
+    if data[:4] == b"RF64":
+        at = data.index(b"ds64") + 8
+        data[at : at + 24] = bytes(24)
+    elif data[:4] == b".snd":
+        data[8:12] = bytes(4)
+    elif data[:4] == b"FORM":
+        frames, size = data.index(b"COMM") + 10, data.index(b"SSND") + 4
+        data[frames : frames + 4], data[size : size + 4] = bytes(4), struct.pack(">I", 8)
+    else:
+        at = data.index(b"data") + 4
+        data[at : at + 8] = struct.pack(">q", 4)
+    return data
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("suffix", ["rf64", "au", "aiff", "caf"])
+def test_what_a_killed_recorder_left_is_read_whole(tmp_path: Path, voice: Voice, suffix: str, subtype: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    sf.write(path, voice(5_000, 48_000, 2).T, 48_000, subtype)
+    x, info = audio.read(path)
+    path.write_bytes(unfilled(bytearray(path.read_bytes())))
+    y, again = audio.read(path)
+    assert np.array_equal(x, y)
+    assert again == info
+
+
+@pytest.mark.parametrize("suffix", ["rf64", "au", "aiff", "caf"])
+def test_an_empty_file_stays_empty(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    sf.write(path, np.zeros((0, 2)), 48_000, "PCM_16")
+    tails = {
+        "rf64": b"LIST" + struct.pack("<I", 10) + b"INFOabcdef",
+        "aiff": b"ANNO" + struct.pack(">I", 4) + b"note",
+        "caf": b"info" + struct.pack(">q", 4) + bytes(4),
+    }
+    path.write_bytes(path.read_bytes() + tails.get(suffix, b""))
+    assert audio.read(path)[0].shape == (2, 0)
+
+
+def test_a_cut_nist_file_is_refused(tmp_path: Path, voice: Voice) -> None:
+    path = tmp_path / "a.nist"
+    sf.write(path, voice(96_000, 48_000, 2).T, 48_000, "PCM_16", format="NIST")
+    assert audio.read(path)[1].frames == 96_000
+    path.write_bytes(path.read_bytes()[:193_024])
+    with pytest.raises(AudioError, match=r"NIST file \(.*the header says 0:02\.0, the sound stops at 0:01\.0"):
+        audio.read(path)
+
+
+def test_an_unknown_codec_is_no_damage(tmp_path: Path, voice: Voice) -> None:
+    path = encode(tmp_path / "a.mka", voice(9_000, 48_000), "aac", "matroska", "fltp")
+    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_XYZ"))
+    with pytest.raises(AudioError, match="Matroska or WebM file with a codec that is not supported; convert it"):
+        audio.read(path)
+
+
+def test_an_interrupt_inside_pyav_is_neither_lost_nor_damage(tmp_path: Path, voice: Voice) -> None:
+    class Interrupting(io.BytesIO):
+        reads, last = 0, 0
+
+        def read(self, count: int | None = -1, /) -> bytes:
+            self.reads += 1
+            if self.reads == self.last:
+                signal.raise_signal(signal.SIGINT)
+            return super().read(count)
+
+    def read_all(last: int) -> int:
+        stream = Interrupting(path.read_bytes())
+        stream.last = last
+        with audio.Reader(stream) as reader:
+            for _ in reader.blocks():
+                pass
+        return stream.reads
+
+    path = encode(tmp_path / "a.m4a", voice(60_000, 48_000), "aac", "ipod", "fltp")
+    for number in range(1, read_all(0) + 1):
+        with pytest.raises(KeyboardInterrupt):
+            read_all(number)
 
 
 def chunk(name: bytes, size: int, code: str = "<I") -> bytes:

@@ -524,13 +524,16 @@ def test_simulated_bone_conduction_follows_its_seed(tmp_path: Path) -> None:
     ("settings", "error", "sentence"),
     [
         ({}, ConfigError, "nothing to do"),
-        ({"to_hz": 24_000.0}, ConfigError, "must lie between 0 and 8000 Hz"),
+        ({"to_hz": 24_000.0}, ConfigError, "must lie between 20 and 8000 Hz"),
+        ({"to_hz": 1e-300}, ConfigError, "must lie between 20 and 8000 Hz"),
         ({"to_hz": 4000.0, "filter": "chebby1"}, ConfigError, "did you mean 'cheby1'"),
         ({"to_hz": 4000.0, "order": 0}, ConfigError, "order must be"),
         ({"codec": "mp4:32k"}, ConfigError, "did you mean 'mp3'"),
         ({"codec": "mp3"}, ConfigError, "needs a bit rate"),
         ({"codec": "mp3:lots"}, ConfigError, "'lots' is no bit rate"),
         ({"codec": "mp3:9999k"}, ConfigError, "outside 4k to 512k"),
+        ({"codec": f"mp3:{'9' * 400}"}, ConfigError, "outside 4k to 512k"),
+        ({"bone": "throat", "seed": -1}, ConfigError, "seed must be 0 or more, not -1"),
         ({"bone": "knee"}, ConfigError, "use one of throat, ear"),
     ],
 )
@@ -540,6 +543,23 @@ def test_degrade_refuses_in_one_sentence(
     with pytest.raises(error, match=sentence):
         degrade.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", **settings)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("filter", degrade._FILTERS)
+def test_degrade_keeps_the_length(tmp_path: Path, filter: str) -> None:
+    x = 0.1 * np.random.default_rng(0).standard_normal((2, 4_807)).astype(np.float32)
+    for frames in (1, 2, 7, 4_807):
+        audio.write(tmp_path / "a.wav", x[:, :frames], SR, overwrite=True)
+        for to_hz in (300.0, 4_000.0):
+            degrade.degrade_file(tmp_path / "a.wav", tmp_path / "b.wav", to_hz, filter=filter, overwrite=True)
+            assert audio.read(tmp_path / "b.wav")[0].shape == (2, frames)
+
+
+def test_what_a_resampler_rounds_off_goes_on_at_the_end() -> None:
+    """50 samples at 500 Hz are 4 800, 39 fewer than went in."""
+    y = degrade.through_resampler(torch.ones(1, 4_839), SR, "kaiser", 250.0)[0]
+    assert y.shape == (1, 4_839)
+    assert float(y[0, 4_800:].abs().max()) > 0.1
 
 
 def test_degrade_does_not_overwrite(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_doctor_names_a_damaged_model(tmp_path: Path, tiny_folder: Path, monkeyp
     assert "damaged" in problem
     assert "get the model again" in problem
     assert str(found).endswith("\nnot ok")
+
+
+def test_doctor_says_that_there_is_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    found = doctor.examine()
+    assert found.problems == ["no folder for temporary files can be written; set TMPDIR to one that can"]
+    assert found.exit_code == 1
+    assert "temporary  none, 0.0 GB free" in str(found)
+    assert found.to_dict()["temporary"] == {"folder": None, "free_bytes": 0}
 
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

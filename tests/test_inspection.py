@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,12 @@ def test_absurd_levels_are_told_without_a_warning(tmp_path: Path, talk: np.ndarr
     assert found.peak_dbfs == pytest.approx(20 * np.log10(scale), abs=0.1)
     assert found.bits is None
     assert found.rolloff99_hz is not None
+
+
+@pytest.mark.parametrize("rate", [40_000, 42_000, 42_100, 42_199, 42_200, 43_000])
+def test_rates_around_the_lowest_that_shows_a_shelf(tmp_path: Path, rate: int) -> None:
+    x = 0.1 * np.random.default_rng(0).standard_normal((1, rate)).astype(np.float32)
+    x = dsp.band_limit(torch.from_numpy(x), rate, 20_690.0).numpy() if rate > 41_400 else x
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert look(tmp_path, x, rate).verdict
