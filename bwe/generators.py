@@ -117,9 +117,10 @@ def _means_at_steps(x: Tensor, step: int) -> Tensor:
 def _between(knots: Tensor, step: int) -> Tensor:
     """`(B, K, M + 1)` -> `(B, K, M * step)`: straight lines between the knots."""
     ahead = (torch.arange(step, device=knots.device, dtype=knots.dtype) + 0.5) / step
-    # As a product: to spread each knot over its step takes longer, and far longer in onnxruntime.
-    with torch.autocast(knots.device.type, enabled=False):
+    if torch.compiler.is_exporting():  # onnxruntime takes far longer to spread each knot over its step
         return (torch.stack([knots[..., :-1], knots[..., 1:]], dim=-1) @ torch.stack([1 - ahead, ahead])).flatten(-2)
+    # Not as a product, whose last bits would depend on how a batch is split.
+    return torch.lerp(knots[..., :-1, None], knots[..., 1:, None], ahead).flatten(-2)
 
 
 def _around(means: Tensor, step: int) -> Tensor:
