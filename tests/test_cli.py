@@ -324,17 +324,21 @@ def test_eval_in_a_process(tmp_path: Path, tiny_folder: Path, voice: Voice) -> N
     assert cli.main(["eval", "no-such-model", str(tmp_path / "set")]) == 3
 
 
-def test_what_does_not_go_with_a_pipe_is_said(talk: Path, tiny_folder: Path) -> None:
+def test_what_does_not_go_with_a_pipe_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, talk: Path, tiny_folder: Path
+) -> None:
     (talk.parent / "r.jsonl").touch()
+    monkeypatch.chdir(talk.parent)
     for options, code, said in (
         (["--engine", "ray"], 2, "no --engine"),
         (["-r"], 2, "--recursive does not go with -"),
         (["--report", "r.jsonl"], 4, "r.jsonl: exists already"),
         (["--report", "none/r.jsonl"], 4, "the folder none does not exist"),
     ):
-        done = run("extend", talk.name, "-o", "-", "-m", tiny_folder, *options, cwd=talk.parent)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done.stderr
-        assert said in done.stderr
+        assert cli.main(["extend", talk.name, "-o", "-", "-m", str(tiny_folder), *options]) == code
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err
+        assert said in err
 
 
 def test_inspect_degrade_and_doctor_in_a_process(tmp_path: Path) -> None:
@@ -352,14 +356,16 @@ def test_inspect_degrade_and_doctor_in_a_process(tmp_path: Path) -> None:
     assert set(json.loads(done.stdout)["models"]) >= {"speech-48k", "speech-48k-stream", "tiny"}
 
 
-def test_export_in_a_process(tmp_path: Path, tiny_folder: Path, talk: Path) -> None:
+def test_export_in_a_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path, talk: Path
+) -> None:
     done = run("export", tiny_folder, "-o", "t.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("t.onnx  ")
     assert "opset 18  largest difference from PyTorch " in done.stdout
-    assert run("export", tiny_folder, "-o", "t.onnx", cwd=tmp_path).returncode == 4
-    done = run("extend", talk, "-m", "t.onnx", "-o", "a.wav", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert run("extend", talk, "-m", tiny_folder, "-o", "b.wav", cwd=tmp_path).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", str(tiny_folder), "-o", "t.onnx"]) == 4
+    for model, name in (("t.onnx", "a.wav"), (str(tiny_folder), "b.wav")):
+        assert cli.main(["extend", str(talk), "-m", model, "-o", name]) == 0, capsys.readouterr().err
     onnx, torch = (audio.read(tmp_path / f"{name}.wav")[0] for name in "ab")
     assert np.abs(onnx - torch).max() < 4 / 32_768  # 16 bits and their dither
