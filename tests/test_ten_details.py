@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import bwe
-from bwe import audio, dsp, hub, infer, inspection
+from bwe import audio, cli, dsp, hub, infer, inspection
 
 Voice = Callable[..., np.ndarray]
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def test_1_the_band_you_had_nulls_and_the_impulse_stays_on_its_sample(tmp_path: 
 def test_2_output_length_is_exactly_round_n_times_the_ratio_for_every_n() -> None:
     extender = infer.Extender(Nothing())
     rng = np.random.default_rng(0)
-    lengths = [*range(5_001), *rng.integers(0, 9_000, 10_000)]
+    lengths = [*range(5_001), *rng.integers(0, 9_000, 2_000)]
     rates = rng.choice([8_000, 11_025, 16_000, 22_050, 44_100, 96_000], len(lengths))
     for number, (n, rate) in enumerate(zip(map(int, lengths), map(int, rates), strict=True)):
         expected = round(Fraction(n * 48_000, rate))
@@ -202,10 +202,11 @@ def test_7_no_kill_leaves_a_file_that_looks_finished_and_skip_existing_may_be_tr
     done = run(*command[3:], cwd=tmp_path)
     assert (done.returncode, b"skipped" in done.stdout + done.stderr) == (0, True)
     assert (tmp_path / "a.bwe.wav").read_bytes() == made
-    assert run("extend", "a.wav", "-m", tiny_folder, cwd=tmp_path).returncode == 4
-    assert run("extend", "b.wav", "-m", tiny_folder, cwd=tmp_path).returncode == 1
-    assert run("extend", "a.wav", "-m", "nosuch", cwd=tmp_path).returncode == 3
-    assert run("extend", "a.wav", "--amount", "2", cwd=tmp_path).returncode == 2
+    a, model = str(tmp_path / "a.wav"), str(tiny_folder)
+    assert cli.main(["extend", a, "-m", model]) == 4
+    assert cli.main(["extend", str(tmp_path / "b.wav"), "-m", model]) == 1
+    assert cli.main(["extend", a, "-m", "nosuch"]) == 3
+    assert cli.main(["extend", a, "--amount", "2"]) == 2
 
 
 def test_8_same_input_same_sha256_and_the_report_names_model_hash_and_cutoff(tmp_path: Path, tiny_folder: Path) -> None:
