@@ -9,6 +9,8 @@ What a file needs to be used without this package is in its `metadata_props`, a 
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import dataclasses
 import hashlib
@@ -106,7 +108,11 @@ class _Graph(nn.Module):
         condition = self.embedding(cutoff_hz) if self.embedding else torch.zeros_like(cutoff_hz)[:, None]
         values = F.linear(condition, self.weight, self.bias)
         parts = (values if dims == 2 else values[:, :, None, None]).split(self.widths, dim=1)
-        return list(zip(parts[::2], parts[1::2], strict=True))
+        return _in_pairs(parts)
+
+
+def _in_pairs(parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _convolve(x: Tensor, kernel: Tensor, ahead: int, frame: int) -> Tensor:
@@ -174,17 +180,23 @@ class _Causal(_Graph):
         return y[..., net.delay : net.delay + x.shape[-1]]
 
 
-class _Streaming(_Graph):
-    """`stepper.Stepper` over one hop, what it remembers handed in and out."""
+class _Telling(_Graph):
+    """What a stream is told of its cut-off, which it needs once: scales and shifts in turn."""
+
+    def forward(self, cutoff_hz: Tensor) -> list[Tensor]:
+        return [part for pair in self.modulation(cutoff_hz, 2) for part in pair]
+
+
+class _Streaming(nn.Module):
+    """`stepper.Stepper` over one hop, what it is told and what it remembers handed in."""
 
     def __init__(self, net: generators.SEANet) -> None:
-        super().__init__(net)
+        super().__init__()
         self.stepper = stepper.Stepper(net)
 
-    def forward(self, x: Tensor, cutoff_hz: Tensor, splice: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, told: list[Tensor], splice: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         memory = stepper.Memory(states)
-        y = self.stepper(x.view(-1), stepper.Told(self.modulation(cutoff_hz, 2), splice), memory)
-        return y.view(1, 1, -1), memory.tables
+        return self.stepper(x, stepper.Told(_in_pairs(told), splice), memory), memory.tables
 
 
 _HOW_TO_RUN = """\
@@ -203,10 +215,14 @@ def run(x, cutoff_hz):
     return session.run(["y"], feeds)[0][..., : x.shape[-1]]
 """
 _RUN_STREAM = """\
+telling = onnxruntime.InferenceSession(base64.b64decode(session.get_modelmeta().custom_metadata_map["telling"]))
+
+
 def run(blocks, cutoff_hz):
-    # blocks (1, 1, {hop}), one after the other -> the same of the output, {delay} samples late
-    splice = causal_splice_weights({arguments})[0]
-    feeds = {{"cutoff_hz": np.array([cutoff_hz], np.float32), "splice": splice.transpose(2, 1, 0).reshape(-1, {bands})}}
+    # blocks ({rows}, {bands}), {hop} samples in their order -> the same of the output, {delay} samples late
+    told = telling.run(None, {{"cutoff_hz": np.array([cutoff_hz], np.float32)}})
+    splice = causal_splice_weights({arguments})[0].transpose(2, 1, 0).reshape(-1, {bands})
+    feeds = {{"splice": splice, **{{o.name: value for o, value in zip(telling.get_outputs(), told)}}}}
     states = {{i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs() if i.name.startswith("state_")}}
     for x in blocks:
         y, *tables = session.run(None, feeds | states | {{"x": x}})
@@ -224,10 +240,11 @@ def _how_to_run(net: generators.SEANet, streaming: bool) -> str:
         "hop": net.hop,
         "delay": net.delay,
         "bands": net.config.bands,
+        "rows": net.hop // net.config.bands,
         "arguments": f"{net.sample_rate}, {cutoffs}, {net.delay}, {net.config.bands}",
     }
     more = '"splice": causal_splice_weights({arguments})' if net.causal else '"samples": np.array([x.shape[-1]])'
-    text = _HOW_TO_RUN + "\n\n" + (_RUN_STREAM if streaming else _RUN_WHOLE)
+    text = ("import base64\n\n" if streaming else "") + _HOW_TO_RUN + "\n\n" + (_RUN_STREAM if streaming else _RUN_WHOLE)
     text = text.format(**values, more=more.format(**values))
     if net.causal:
         constants = ("_CAUSAL_SPLICE_ATTENUATION_DB", "_CAUSAL_SPLICE_HZ")
@@ -264,31 +281,10 @@ def _source(model: str | os.PathLike[str] | nn.Module) -> tuple[generators.SEANe
     return net, meta
 
 
-def _float_graph(net: generators.SEANet, meta: dict[str, Any], streaming: bool) -> onnx.ModelProto:
-    """The graph with its metadata, not compared with anything yet."""
-    _onnx()
-    frames = torch.export.Dim("frames", min=1, max=1 << 20)
-    cutoff_hz = torch.full((1,), net.sample_rate / 12)
-    inputs: list[Any] = [torch.zeros(1, 1, 3 * net.hop), cutoff_hz]
-    shapes: list[Any] = [{2: net.hop * frames}, None, None]
-    names, outputs = ["x", "cutoff_hz", "splice" if net.causal else "samples"], ["y"]
-    graph: nn.Module
-    if streaming:
-        graph = _Streaming(net)
-        x, memory = torch.zeros(1, 1, net.hop), stepper.Memory()
-        with torch.no_grad():
-            told = graph.stepper.tell(float(cutoff_hz))
-            graph.stepper(x.view(-1), told, memory)
-        states = [torch.zeros_like(kept) for kept in memory.kept()]
-        inputs, shapes = [x, cutoff_hz, told.splice, states], [None, None, None, [None] * len(states)]
-        names += [f"state_{i}" for i in range(len(states))]
-        outputs += [f"next_{i}" for i in range(len(states))]
-    elif net.causal:
-        graph = _Causal(net)
-        inputs.append(net.tell(cutoff_hz).splice)
-    else:
-        graph = _Centred(net)
-        inputs.append(torch.tensor([3 * net.hop]))
+def _traced(
+    graph: nn.Module, inputs: Sequence[Any], shapes: Sequence[Any], names: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """`graph` in ONNX operators, with inputs and outputs of those names."""
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -312,6 +308,44 @@ def _float_graph(net: generators.SEANet, meta: dict[str, Any], streaming: bool) 
         for simplify in (optimizer.inline, optimizer.fold_constants, optimizer.remove_unused_nodes):
             simplify(program.model)
         proto: onnx.ModelProto = program.model_proto
+    proto.producer_name, proto.producer_version = "bwe", bwe.__version__
+    return proto
+
+
+def _streaming_graphs(net: generators.SEANet, cutoff_hz: Tensor) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The graph of one hop, and the one that tells it what it takes a cut-off for."""
+    telling, graph, memory = _Telling(net), _Streaming(net), stepper.Memory()
+    x = torch.zeros(net.hop // net.config.bands, net.config.bands)
+    with torch.no_grad():
+        told, splice = telling(cutoff_hz), graph.stepper.tell(float(cutoff_hz)).splice
+        graph.stepper(x, stepper.Told(_in_pairs(told), splice), memory)
+    states = [torch.zeros_like(kept) for kept in memory.kept()]
+    told_names = [f"told_{i}" for i in range(len(told))]
+    names = ["x", *told_names, "splice", *(f"state_{i}" for i in range(len(states)))]
+    shapes = [None, [None] * len(told), None, [None] * len(states)]
+    outputs = ["y", *(f"next_{i}" for i in range(len(states)))]
+    hop = _traced(graph, [x, told, splice, states], shapes, names, outputs)
+    return hop, _traced(telling, [cutoff_hz], [None], ["cutoff_hz"], told_names)
+
+
+def _float_graph(net: generators.SEANet, meta: dict[str, Any], streaming: bool) -> onnx.ModelProto:
+    """The graph with its metadata, not compared with anything yet."""
+    _onnx()
+    cutoff_hz = torch.full((1,), net.sample_rate / 12)
+    more: dict[str, Any] = {}
+    if streaming:
+        proto, telling = _streaming_graphs(net, cutoff_hz)
+        more["telling"] = base64.b64encode(telling.SerializeToString()).decode("ascii")
+    else:
+        samples = 3 * net.hop
+        third = net.tell(cutoff_hz).splice if net.causal else torch.tensor([samples])
+        proto = _traced(
+            _Causal(net) if net.causal else _Centred(net),
+            [torch.zeros(1, 1, samples), cutoff_hz, third],
+            [{2: net.hop * torch.export.Dim("frames", min=1, max=1 << 20)}, None, None],
+            ["x", "cutoff_hz", "splice" if net.causal else "samples"],
+            ["y"],
+        )
     properties = {
         "bwe_version": bwe.__version__,
         "arch": meta["arch"],
@@ -326,8 +360,7 @@ def _float_graph(net: generators.SEANet, meta: dict[str, Any], streaming: bool) 
         "precision": "float32",
         "weights_sha256": meta["sha256"],
         "how_to_run": _how_to_run(net, streaming),
-    }
-    proto.producer_name, proto.producer_version = "bwe", bwe.__version__
+    } | more
     _onnx().helper.set_model_props(proto, {key: str(value) for key, value in properties.items()})
     return proto
 
@@ -472,8 +505,10 @@ def export(
     * `x` (1, 1, T), T a multiple of `hop`; `cutoff_hz` (1,) in Hz; `y` (1, 1, T), aligned with `x`;
     * of a centred model also `samples` (1,), int64: how many of T are the signal, the others being padding;
     * of a causal model also `splice`, which is `dsp.causal_splice_weights`;
-    * with `streaming` T is one `hop`, and `y` is late by `delay` samples; `splice` is `stepper.side_by_side` of those weights;
-      `state_0`, `state_1`, … are zeros at the start of a stream, then the last rows of the last call's `next_0`, `next_1`, ….
+    * with `streaming` `x` and `y` are one `hop`, sample after sample in rows (hop / bands, bands), and `y` is late by `delay`
+      samples; `splice` is `stepper.side_by_side` of those weights; in place of `cutoff_hz` come `told_0`, `told_1`, …, the
+      outputs of a graph of its own, which is in the metadata, base64, as `telling`; `state_0`, `state_1`, … are zeros at the
+      start of a stream, then the last rows of the last call's `next_0`, `next_1`, ….
 
     Args:
         model: shipped name, checkpoint folder, or a generator, which is left as it is.
@@ -569,6 +604,35 @@ def _read(source: str | os.PathLike[str]) -> bytes:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def _embedded(properties: dict[str, str], where: str) -> bytes:
+    """The graph that is told of a stream's cut-off, checked like the one that it came in."""
+    try:
+        data = base64.b64decode(properties["telling"], validate=True)
+    except (KeyError, binascii.Error):
+        raise ModelError(f"{where}: not a streaming file that this version of bwe wrote; export the model again") from None
+    return _checked(data, where)[0]
+
+
+def _session(data: bytes, threads: int, where: str) -> Any:
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Threads that spin while they wait take whole cores from everything else on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(data, options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        raise ModelError(f"{where}: onnxruntime refuses it ({str(error).splitlines()[0]})") from None
+
+
+def _ports(nodes: Sequence[Any]) -> dict[str, tuple[str, list[Any]]]:
+    """Type and shape by name."""
+    return {node.name: (node.type, node.shape) for node in nodes}
+
+
 def _is_end(state: list[Any], table: list[Any]) -> bool:
     """Whether a state of that shape is the last rows of such a table."""
     numbers = all(isinstance(n, int) and n > 0 for n in (*state, *table))
@@ -592,34 +656,30 @@ class OnnxGenerator:
         """
         if not isinstance(threads, int) or threads < 1:
             raise ConfigError(f"threads must be a number from 1 on, not {threads!r}")
-        ort = _onnxruntime()
         where = "ONNX model" if isinstance(source, bytes) else str(source)
         data, properties = _checked(source if isinstance(source, bytes) else _read(source), where)
         self._properties(properties, where)
         self.threads = threads
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # Threads that spin while they wait take whole cores from everything else on the machine.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session: Any = ort.InferenceSession(data, options, ["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has no base class for what it raises
-            raise ModelError(f"{where}: onnxruntime refuses it ({str(error).splitlines()[0]})") from None
-        inputs = {node.name: node.shape for node in self._session.get_inputs()}
-        types = {node.type for node in (*self._session.get_inputs(), *self._session.get_outputs()) if node.name != "samples"}
-        self._state_shapes = [inputs[name] for name in (f"state_{i}" for i in range(len(inputs))) if name in inputs]
+        self._session = _session(data, threads, where)
+        inputs, outputs = _ports(self._session.get_inputs()), _ports(self._session.get_outputs())
+        told = {name: port for name, port in inputs.items() if name.startswith("told_")}
+        self._state_shapes = [shape for name, (_, shape) in inputs.items() if name.startswith("state_")]
+        self._table_shapes = [shape for name, (_, shape) in outputs.items() if name.startswith("next_")]
         states = range(len(self._state_shapes))
-        self._table_shapes = [node.shape for node in self._session.get_outputs()[1:]]
-        wanted = {"x", "cutoff_hz", "splice" if self.causal else "samples", *(f"state_{i}" for i in states)}
-        outputs = ["y", *(f"next_{i}" for i in states)]
-        known = inputs.keys() == wanted and [node.name for node in self._session.get_outputs()] == outputs
-        known = known and types == {"tensor(float)"} and (not self.streaming or inputs["x"] == [1, 1, self.hop])
-        known = known and (not self.causal or inputs["splice"] == list(self._feeds(1000.0, 0)["splice"].shape))
-        pairs = zip(self._state_shapes, self._table_shapes, strict=False)
-        if not known or self.streaming != bool(states) or not all(_is_end(*pair) for pair in pairs):
+        expected = {"x", "splice" if self.causal else "samples", *(f"state_{i}" for i in states)}
+        expected |= told.keys() if self.streaming else {"cutoff_hz"}
+        known = inputs.keys() == expected and list(outputs) == ["y", *(f"next_{i}" for i in states)]
+        known = known and self.streaming == bool(states)
+        if known and self.streaming:
+            self._telling = _session(_embedded(properties, where), threads, where)
+            given, tells = _ports(self._telling.get_inputs()), _ports(self._telling.get_outputs())
+            block = "tensor(float)", [self.hop // self.config.bands, self.config.bands]
+            known = inputs["x"] == outputs["y"] == block and all(map(_is_end, self._state_shapes, self._table_shapes))
+            known = known and given == {"cutoff_hz": ("tensor(float)", [1])} and tells == told
+        kinds = {kind for name, (kind, _) in (*inputs.items(), *outputs.items()) if name != "samples"}
+        known = known and kinds == {"tensor(float)"}
+        known = known and (not self.causal or inputs["splice"][1] == list(self._splice(1000.0).shape))
+        if not known:
             raise ModelError(f"{where}: its inputs and outputs are not those of its metadata; export the model again")
 
     def _properties(self, properties: dict[str, str], where: str) -> None:
@@ -653,10 +713,14 @@ class OnnxGenerator:
     def _feeds(self, cutoff_hz: float, samples: int) -> dict[str, np.ndarray]:
         """What the session takes beside the signal, of which so many samples are not padding."""
         feeds = {"cutoff_hz": np.array([cutoff_hz], np.float32)}
-        if not self.causal:
-            return feeds | {"samples": np.array([samples])}
+        if self.streaming:
+            names = [node.name for node in self._telling.get_outputs()]
+            feeds = dict(zip(names, self._telling.run(names, feeds), strict=True))
+        return feeds | ({"splice": self._splice(cutoff_hz)} if self.causal else {"samples": np.array([samples])})
+
+    def _splice(self, cutoff_hz: float) -> np.ndarray:
         splice = dsp.causal_splice_weights(self.sample_rate, np.array([cutoff_hz]), self.delay, self.config.bands)
-        return feeds | {"splice": stepper.side_by_side(torch.from_numpy(splice[0])).numpy() if self.streaming else splice}
+        return stepper.side_by_side(torch.from_numpy(splice[0])).numpy() if self.streaming else splice
 
     def _calls(self, x: np.ndarray, cutoff_hz: float) -> Iterator[dict[str, np.ndarray]]:
         """All that the session is given for a signal `(1, 1, n * hop)`; of a stream, some of its hops."""
@@ -665,10 +729,10 @@ class OnnxGenerator:
             return
         lane = _Lane(self, cutoff_hz)
         for number, start in enumerate(range(0, x.shape[-1], self.hop)):
-            block = x[..., start : start + self.hop]
+            block = x[0, 0, start : start + self.hop]
             if number % _CALIBRATION_STEP == _CALIBRATION_STEP - 1:
-                yield {"x": block} | lane.feeds()
-            lane.advance(block[0])
+                yield {"x": block.reshape(-1, self.config.bands)} | lane.feeds()
+            lane.advance(block, np.empty_like(block))
 
     def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray | float) -> np.ndarray:
         """Fills the band above the cut-off, as `SEANet.forward`.
@@ -692,7 +756,8 @@ class OnnxGenerator:
         for i, (signal, hz) in enumerate(zip(x, cutoff_hz, strict=True)):
             padded = np.pad(signal.astype(np.float32, copy=False), ((0, 0), padding))
             if self.streaming:
-                whole = _Lane(self, float(hz)).advance(padded)
+                whole = np.empty_like(padded)
+                _Lane(self, float(hz)).advance(padded[0], whole[0])
             else:
                 whole = self._session.run(["y"], {"x": padded[None]} | self._feeds(float(hz), length))[0][0]
             y[i] = whole[:, late : late + length]
@@ -709,15 +774,17 @@ class _Lane:
     """One signal of a stream: its states, in buffers that are bound to the graph once."""
 
     def __init__(self, generator: OnnxGenerator, cutoff_hz: float) -> None:
-        self._session, self._hop = generator._session, generator.hop
+        self._run, self._hop = generator._session.run_with_iobinding, generator.hop
         self._told = generator._feeds(cutoff_hz, 0)
-        self._x, self._y = (np.zeros((1, 1, self._hop), np.float32) for _ in range(2))
+        bands = generator.config.bands
+        self._x, self._y = (np.zeros((self._hop // bands, bands), np.float32) for _ in range(2))
+        self._samples_in, self._samples_out = self._x.reshape(-1), self._y.reshape(-1)
         # The graph reads the ends of one set of tables and writes the other, and then they change places.
         self._tables = [[np.zeros(shape, np.float32) for shape in generator._table_shapes] for _ in range(2)]
         self._counts = [shape[0] for shape in generator._state_shapes]
         self._bindings = []
         for turn in range(2):
-            binding = self._session.io_binding()
+            binding = generator._session.io_binding()
             self._turn = turn
             for name, array in {"x": self._x, **self._states(), **self._told}.items():
                 binding.bind_input(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
@@ -735,15 +802,13 @@ class _Lane:
         """All that the next hop goes through with, but the signal; copies."""
         return {name: array.copy() for name, array in (self._told | self._states()).items()}
 
-    def advance(self, x: np.ndarray) -> np.ndarray:
-        """`(1, n * hop)` -> the same of the output."""
-        y = np.empty(x.shape, np.float32)
-        for start in range(0, x.shape[-1], self._hop):
-            self._x[0] = x[:, start : start + self._hop]
-            self._session.run_with_iobinding(self._bindings[self._turn])
+    def advance(self, x: np.ndarray, y: np.ndarray) -> None:
+        """`(n * hop,)` -> the same of the output, written to `y`."""
+        for start in range(0, len(x), self._hop):
+            self._samples_in[:] = x[start : start + self._hop]
+            self._run(self._bindings[self._turn])
             self._turn = 1 - self._turn
-            y[:, start : start + self._hop] = self._y[0]
-        return y
+            y[start : start + self._hop] = self._samples_out
 
 
 class OnnxStream:
@@ -760,7 +825,10 @@ class OnnxStream:
         """
         if x.ndim != 3 or x.shape[:2] != (len(self._lanes), 1) or x.shape[-1] % self._hop:
             raise AudioError(f"a stream takes blocks of shape ({len(self._lanes)}, 1, n * {self._hop}), not {x.shape}")
-        return np.stack([lane.advance(block) for lane, block in zip(self._lanes, x, strict=True)])
+        y = np.empty(x.shape, np.float32)
+        for lane, before, after in zip(self._lanes, x, y, strict=True):
+            lane.advance(before[0], after[0])
+        return y
 
     __call__ = advance
 

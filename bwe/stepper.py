@@ -170,11 +170,10 @@ class Stepper(nn.Module):
         """A signal that begins."""
         return Stream(self, cutoff_hz)
 
-    def forward(self, x: Tensor, told: Told, memory: Memory) -> Tensor:
-        """`SEANet.missing_band` and the splice of a block `(n * hop,)`."""
+    def forward(self, rows: Tensor, told: Told, memory: Memory) -> Tensor:
+        """`SEANet.missing_band` and the splice of a block, whose samples are the rows `(n * hop / bands, bands)`."""
         c = self.config
         modulation = iter(told.modulation)
-        rows = x.view(-1, c.bands)
         bands, white, level = self._whitened(self.analysis_windows(rows, memory), memory)
         excitation = white[:, c.bands :]
         h = self.stem(torch.cat([white, level.log() * 0.2 + 1.6], dim=1), memory)
@@ -199,7 +198,7 @@ class Stepper(nn.Module):
         y = self.synthesis_windows(generated, memory) @ self.synthesis
         if c.passthrough:
             y = self.splice_windows(torch.cat([rows, y], dim=1), memory) @ told.splice
-        return y.view(-1)
+        return y
 
     def _whitened(self, taps: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """Sub-bands `(N, K)`, those and the excitation's at unit local level `(N, 2 K)`, the local level of the former."""
@@ -239,7 +238,7 @@ class Stream:
             for count in _HOPS_AT_ONCE:
                 while len(x) >= count * hop and (count == 1 or count * hop <= _MOST_ROWS * bands):
                     memory = Memory(self._held)
-                    out.append(self._network(x[: count * hop], self._told, memory))
+                    out.append(self._network(x[: count * hop].view(-1, bands), self._told, memory).view(-1))
                     # A view of a long table would keep it in memory until the next block has gone through.
                     self._held = [rows.clone() if count > 1 else rows for rows in memory.kept()]
                     x = x[count * hop :]

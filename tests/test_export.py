@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import itertools
@@ -184,8 +185,8 @@ import sys
 x = np.load("x.npy")
 session = onnxruntime.InferenceSession("model.onnx")
 if sys.argv[1] == "True":
-    blocks = [x[..., i : i + 384] for i in range(0, x.shape[-1], 384)]
-    y = np.concatenate(list(run(blocks, 4000.0)), axis=-1)
+    blocks = x.reshape(-1, 16, 24)
+    y = np.concatenate(list(run(blocks, 4000.0))).reshape(x.shape)
 else:
     y = run(x, np.array([4000.0]))
 np.save("y.npy", y)
@@ -333,6 +334,22 @@ def _other_outputs(proto: onnx.ModelProto, _: Path) -> None:
     del proto.graph.output[-1]
 
 
+def _telling(change: Callable[[onnx.ModelProto, Path], None]) -> Callable[[onnx.ModelProto, Path], None]:
+    """The same change of the graph within the graph."""
+
+    def changed(proto: onnx.ModelProto, path: Path) -> None:
+        prop = next(prop for prop in proto.metadata_props if prop.key == "telling")
+        inner = onnx.ModelProto.FromString(base64.b64decode(prop.value))
+        change(inner, path)
+        prop.value = base64.b64encode(inner.SerializeToString()).decode()
+
+    return changed
+
+
+def _no_telling(proto: onnx.ModelProto, _: Path) -> None:
+    next(prop for prop in proto.metadata_props if prop.key == "telling").value = "it was here"
+
+
 def _no_weights(proto: onnx.ModelProto, _: Path) -> None:
     del proto.graph.initializer[:]
 
@@ -352,6 +369,11 @@ def _no_weights(proto: onnx.ModelProto, _: Path) -> None:
         (_huge_config, "not an ONNX file that bwe wrote"),
         (_other_outputs, "not those of its metadata"),
         (_no_weights, "onnxruntime refuses it"),
+        (_no_telling, "not a streaming file that this version of bwe wrote"),
+        (_telling(_outside), "in another file"),
+        (_telling(_foreign_operator), r"foreign operator com\.microsoft\.EPContext"),
+        (_telling(_other_outputs), "not those of its metadata"),
+        (_telling(_double_state), "not those of its metadata"),
     ],
 )
 def test_changed_files_are_refused(
