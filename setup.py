@@ -18,8 +18,8 @@ EXTRAS = {
     "stream": ["sounddevice>=0.5"],
     "ray": ["ray[data]>=2.60,<2.64"],
     "dev": [
-        "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "av>=14", "onnxruntime>=1.20",
-        "onnx>=1.17", "onnxscript>=0.5",
+        "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "av>=14",
+        "onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5",
     ],
 }  # fmt: skip
 EXTRAS["all"] = [requirement for extra in sorted(EXTRAS) for requirement in EXTRAS[extra]]

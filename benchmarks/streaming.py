@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bwe import audio, dsp, export, generators, infer, stepper
+from bwe import audio, dsp, export, generators, infer, live, stepper
 from bwe.errors import BweError
 
 MODEL = "speech-48k-stream"
@@ -114,24 +114,6 @@ def lags(fresh: Callable[[], Advance], hop: int, reach: int) -> tuple[int, int]:
     return int(np.flatnonzero(changed > 1e-6)[0]) - at, int(changed.argmax()) - at
 
 
-def longest_wait(extender: infer.Extender, sr: int) -> float:
-    """Seconds from a sample at `sr` until the output at its place is there, at worst, fed sample by sample."""
-    x = np.zeros(sr // 10, np.float32)
-    fed, given, worst = 0, 0, 0.0
-
-    def samples() -> Iterator[np.ndarray]:
-        nonlocal fed
-        for i in range(len(x)):
-            fed = i + 1
-            yield x[i : i + 1]
-
-    for y in extender.stream(samples(), sr, min(CUTOFF_HZ, sr / 2) * 0.9):
-        if fed < len(x):
-            worst = max(worst, fed / sr - given / extender.sample_rate)
-        given += y.shape[-1]
-    return worst
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
@@ -167,13 +149,14 @@ def main() -> int:
         return error.exit_code if isinstance(error, BweError) else 1
 
     first, strongest = lags(streams["PyTorch"], generator.hop, generator.receptive_field)
-    waits = {sr: longest_wait(extender, sr) for sr in (48_000, 16_000, 8000)}
+    rates = (48_000, 16_000, 8000)
+    waits = {sr: live.measure(extender, sr, 0.9 * min(CUTOFF_HZ, sr / 2), 0.1).algorithmic_ms for sr in rates}
     name = f"size {args.size}" if args.size else str(args.model)
     print(f"{name}, 1 thread, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     print(f"A click is in the output from {first} samples after it on, at its strongest {strongest} after it (delay).")
     for sr, wait in waits.items():
         declared = extender.latency_seconds(sr)
-        print(f"Longest wait for a sample at {sr} Hz: {1e3 * wait:.2f} ms (declared {1e3 * declared:.2f})")
+        print(f"Longest wait for a sample at {sr} Hz: {wait:.2f} ms (declared {1e3 * declared:.2f})")
     rows = measure(streams, rate, generator.hop, args.seconds)
     print(f"\n{'':<20}{'block ms':>9}{'':>14}{'median ms':>11}{'99 %':>8}{'max':>8}{'of a core':>11}{'late':>6}{'load':>6}")
     for entry in rows:
@@ -183,7 +166,7 @@ def main() -> int:
             f"{entry['late_blocks']:>6}{entry['load']:>6.1f}"
         )
     if args.json:
-        latency = {"first_sample": first, "delay": strongest, "longest_wait_s": {str(sr): wait for sr, wait in waits.items()}}
+        latency = {"first_sample": first, "delay": strongest, "longest_wait_ms": {str(sr): wait for sr, wait in waits.items()}}
         tree = {
             "model": name,
             "threads": 1,
