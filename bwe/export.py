@@ -258,15 +258,17 @@ def _how_to_run(net: generators.SEANet, streaming: bool) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what PyTorch's exporter says of packages that are not installed and of names it does not change."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _source(model: str | os.PathLike[str] | nn.Module) -> tuple[generators.SEANet, dict[str, Any]]:
