@@ -22,6 +22,11 @@ Part = bytes | tuple[int, int]
 _MAX_CHUNKS = 100_000
 _UNKNOWN_32 = 0xFFFFFFFF
 _MP3_IN_WAV = 0x0055
+# Format tags that libsndfile calls a malformed header.
+_FOREIGN_IN_WAV = {
+    0x0050: "MPEG layer 2", 0x00FF: "AAC", 0x0160: "WMA", 0x0161: "WMA", 0x0162: "WMA", 0x1600: "AAC", 0x2000: "AC-3",
+    0x2001: "DTS", 0xF1AC: "FLAC",
+}  # fmt: skip
 _PAGE = "a page is missing or damaged"
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _OGG_FLAC_HEADER = 9  # bytes before the FLAC file in the first packet
@@ -179,7 +184,8 @@ class Layout:
     """Where the samples of an uncompressed container are: offset, declared and available bytes.
 
     ``parts`` makes, with `Spliced`, a file whose header says what is there; it is empty where the header is good enough.
-    ``mp3`` tells that the samples of a WAV are an MP3 (format tag 0x0055), ``damage`` what beside a cut is wrong, in words.
+    ``mp3`` tells that the samples of a WAV are an MP3 (format tag 0x0055), ``foreign`` which other codec it holds, not
+    decoded, ``damage`` what beside a cut is wrong, in words.
     """
 
     offset: int
@@ -187,6 +193,7 @@ class Layout:
     available: int
     parts: tuple[Part, ...] = ()
     mp3: bool = False
+    foreign: str = ""
     damage: str = ""
 
 
@@ -210,7 +217,7 @@ def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
     if kind.name == "W64":
         code, id_size, position, pad = "Q", 16, 40, 8
     header = id_size + struct.calcsize(code)
-    long_size, long_at, mp3 = 0, 0, False
+    long_size, long_at, tag = 0, 0, 0
     for _ in range(_MAX_CHUNKS):
         if position + header > size:
             return None
@@ -221,11 +228,11 @@ def layout(stream: BinaryIO, kind: Container, size: int) -> Layout | None:
         if name == b"ds64" and len(chunk) == header + 16:
             long_size, long_at = struct.unpack("<Q", chunk[-8:])[0], offset
         if name == b"fmt " and kind.name == "WAV":
-            mp3 = struct.unpack(order + "H", chunk[header : header + 2].ljust(2, b"\0"))[0] == _MP3_IN_WAV
+            (tag,) = struct.unpack(order + "H", chunk[header : header + 2].ljust(2, b"\0"))
         if kind.name == "W64":  # sizes of W64 include the chunk header
             length = max(length - header, 0)
         if name in (b"data", b"SSND"):
-            found = Layout(offset, length, size - offset, mp3=mp3)
+            found = Layout(offset, length, size - offset, mp3=tag == _MP3_IN_WAV, foreign=_FOREIGN_IN_WAV.get(tag, ""))
             if kind.name == "WAV":
                 return _wav_layout(stream, found, order, size)
             if kind.name == "AIFF":

@@ -125,6 +125,13 @@ def test_missing_folder_empty(tmp_path: Path) -> None:
         (b"\xff\xfb\x90\x00" + np.random.default_rng(0).bytes(20_000), "not audio"),
         (b"DSD " + bytes(500), "DSD is not supported; convert it to WAV or FLAC"),
         (b"\xf0\x7e\x00\x01" + bytes(500), "SDS is not supported; convert it to WAV or FLAC"),
+        (
+            b"RIFF\x24\x02\0\0WAVEfmt \x10\0\0\0"
+            + struct.pack("<HHIIHH", 0x2000, 2, 48_000, 24_000, 1, 16)
+            + b"data\0\x02\0\0"
+            + bytes(512),
+            "WAV file that holds AC-3; convert it to plain WAV or FLAC first",
+        ),
         (b"RIFF\x24\x00\x00\x00WA", "damaged or truncated WAV"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00", "damaged or truncated WAV"),
         (b"fLaC\x00\x00\x00\x22" + bytes(10), "damaged or truncated FLAC"),
