@@ -206,7 +206,10 @@ class Reader:
             self._gap = whole < self._size
             layout = containers.layout(stream, self._kind, self._size) if self._kind else None
             if layout and layout.foreign:
-                raise AudioError(f"{self._path}: WAV file that holds {layout.foreign}; convert it to plain WAV or FLAC first")
+                raise AudioError(
+                    f"{self._path}: WAV file with a codec that is not supported ({layout.foreign}); "
+                    "convert it to plain WAV or FLAC first"
+                )
             self._parts = layout.parts if layout else ()
             self._wrapped_mp3 = layout is not None and layout.mp3
             spliced = 0

@@ -130,7 +130,7 @@ def test_missing_folder_empty(tmp_path: Path) -> None:
             + struct.pack("<HHIIHH", 0x2000, 2, 48_000, 24_000, 1, 16)
             + b"data\0\x02\0\0"
             + bytes(512),
-            "WAV file that holds AC-3; convert it to plain WAV or FLAC first",
+            r"WAV file with a codec that is not supported \(AC-3\); convert it to plain WAV or FLAC first",
         ),
         (b"RIFF\x24\x00\x00\x00WA", "damaged or truncated WAV"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00", "damaged or truncated WAV"),
