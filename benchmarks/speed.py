@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bwe import audio, dsp, export, generators, infer
+from bwe import audio, dsp, export, generators, infer, onnx_backend
 from bwe.errors import BweError
 
 RATE = 48_000
@@ -239,10 +239,10 @@ def in_other_runtimes(
     timed = []
     for count in threads:
         for path, runtime in ((exact, "onnxruntime"), (eight, "onnxruntime int8")):
-            runner = export.OnnxGenerator(path, threads=count)
+            runner = onnx_backend.OnnxGenerator(path, threads=count)
             whole = infer.Extender(runner, runner.meta)
 
-            def network(runner: export.OnnxGenerator = runner) -> object:
+            def network(runner: onnx_backend.OnnxGenerator = runner) -> object:
                 return runner(x.numpy(), cutoff)
 
             def call(whole: infer.Extender = whole) -> object:

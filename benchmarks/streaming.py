@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bwe import audio, dsp, export, generators, infer, live, stepper
+from bwe import audio, dsp, export, generators, infer, live, onnx_backend, stepper
 from bwe.errors import BweError
 
 MODEL = "speech-48k-stream"
@@ -141,7 +141,7 @@ def main() -> int:
                 path = Path(folder) / "int8.onnx"
                 clips = [clip[start : start + rate] for start in range(0, len(clip), rate)]
                 export.export(generator, path, streaming=True, int8=clips)
-                eight = export.OnnxGenerator(path)
+                eight = onnx_backend.OnnxGenerator(path)
             streams["onnxruntime"] = lambda: exact.stream(CUTOFF_HZ).advance
             streams["onnxruntime int8"] = lambda: eight.stream(CUTOFF_HZ).advance
     except (BweError, ImportError) as error:

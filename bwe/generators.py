@@ -280,16 +280,19 @@ class SEANet(nn.Module):
             local = _around(mean, EDGE_STEP)
         return texture - rearrange(local, "b (k p) n -> b k (n p)", p=2)
 
+    def modulation(self, cutoff_hz: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Scale and shift of every level, `(B, D, 1, 1)` each, in the order of their use, of the cut-offs `(B,)` in Hz."""
+        condition = self.embedding(cutoff_hz) if self.embedding else torch.zeros_like(cutoff_hz)[:, None]
+        return [film(condition) for film in (*self.encoder_film, *self.bottleneck_film, *reversed(self.decoder_film))]
+
     def tell(self, cutoff_hz: Tensor) -> Told:
         """What the network makes of the cut-offs `(B,)` in Hz; a stream needs it once."""
         cutoff_hz = cutoff_hz.to(dtype=torch.float32)
-        condition = self.embedding(cutoff_hz) if self.embedding else cutoff_hz.new_zeros(len(cutoff_hz), 1)
-        films = [*self.encoder_film, *self.bottleneck_film, *reversed(self.decoder_film)]
         splice = cutoff_hz
         if self.causal:
             weights = dsp.causal_splice_weights(self.sample_rate, cutoff_hz.cpu().numpy(), self.delay, self.config.bands)
             splice = torch.from_numpy(weights).to(cutoff_hz.device)
-        return Told([film(condition) for film in films], splice)
+        return Told(self.modulation(cutoff_hz), splice)
 
     def missing_band(self, x: Tensor, told: Told) -> Tensor:
         """`(B, 1, T)`, T a multiple of `hop` -> what the network says before the splice, the same, `delay` samples late."""

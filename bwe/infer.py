@@ -115,7 +115,7 @@ class Extender:
         meta: contents of its config.json; empty for a generator that was not read from a folder.
         receptive_field: samples on either side, at `sample_rate`, that can change an output sample.
         causal: whether it looks only back, so that `stream` can be used.
-        generator: the network itself: a module in eval mode, or an `export.OnnxGenerator`.
+        generator: the network itself: a module in eval mode, or an `onnx_backend.OnnxGenerator`.
     """
 
     def __init__(self, generator: Any, meta: dict[str, Any] | None = None, card: str = "", folder: str = "") -> None:
@@ -428,10 +428,10 @@ def load(
         raise ConfigError(f"no backend {backend!r}; use 'torch' or 'onnx'")
     path = Path(name)
     if path.suffix.lower() == ".onnx" or backend == "onnx":
-        from bwe import export
+        from bwe import export, onnx_backend
 
         if path.suffix.lower() == ".onnx":
-            onnx = export.OnnxGenerator(path, threads=threads)
+            onnx = onnx_backend.OnnxGenerator(path, threads=threads)
             return Extender(onnx, onnx.meta, folder=path.name).to(device)
         generator, meta, card = hub.read(name)
         onnx = export.onnx_generator(generator, streaming=bool(getattr(generator, "causal", False)), threads=threads)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from bwe import dsp, export, generators, infer, layers
+from bwe import dsp, export, generators, infer, layers, onnx_backend
 from bwe.errors import AudioError, ConfigError, ModelError, OutputError
 
 onnx = pytest.importorskip("onnx")
@@ -81,7 +81,7 @@ def module_output(net: generators.SEANet, x: np.ndarray, cutoff_hz: np.ndarray) 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_file_says_what_the_module_says(stored: Path, causal: bool) -> None:
-    net, runner = seanet(causal), export.OnnxGenerator(stored)
+    net, runner = seanet(causal), onnx_backend.OnnxGenerator(stored)
     lengths = [0, 1, HOP - 1, HOP, HOP + 1, *np.random.default_rng(1).integers(2 * HOP, 40 * HOP, 4)]
     for seed, frames in enumerate(lengths):
         x = signal(int(frames), 2, seed)
@@ -98,7 +98,7 @@ def test_a_file_says_what_the_module_says(stored: Path, causal: bool) -> None:
 
 
 def test_blocks_join_to_the_whole(streaming: export.Exported) -> None:
-    net, runner = seanet(True), export.OnnxGenerator(streaming.path)
+    net, runner = seanet(True), onnx_backend.OnnxGenerator(streaming.path)
     rng = np.random.default_rng(2)
     x, cutoff_hz = signal(60 * HOP), 4000.0
     edges = np.unique(np.concatenate([[0, 1, 2, 3, 60], rng.integers(4, 60, 20)])) * HOP
@@ -118,13 +118,23 @@ def test_blocks_join_to_the_whole(streaming: export.Exported) -> None:
 
 
 def test_signals_stream_side_by_side(streaming: export.Exported) -> None:
-    runner, x, cutoff_hz = export.OnnxGenerator(streaming.path), signal(8 * HOP, 2), np.array([3000.0, 9000.0])
+    runner, x, cutoff_hz = onnx_backend.OnnxGenerator(streaming.path), signal(8 * HOP, 2), np.array([3000.0, 9000.0])
     both = runner.stream(cutoff_hz)
     together = np.concatenate([both(x[..., : 3 * HOP]), both(x[..., 3 * HOP :])], axis=-1)
     for i in range(2):
         alone = runner.stream(cutoff_hz[i])
         assert np.array_equal(together[i, :, : 3 * HOP], alone(x[i : i + 1, :, : 3 * HOP])[0])
         assert np.array_equal(together[i, :, 3 * HOP :], alone(x[i : i + 1, :, 3 * HOP :])[0])
+
+
+def test_states_go_by_their_names(streaming: export.Exported) -> None:
+    """Whatever the order of the inputs in the file."""
+    proto, x = proto_of(streaming), signal(6 * HOP)
+    inputs = list(proto.graph.input)[::-1]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    other = onnx_backend.OnnxGenerator(proto.SerializeToString())
+    assert np.array_equal(other.stream(4000.0)(x), onnx_backend.OnnxGenerator(streaming.path).stream(4000.0)(x))
 
 
 def test_an_extender_over_a_streaming_file(streaming: export.Exported) -> None:
@@ -140,14 +150,14 @@ def test_an_extender_over_a_streaming_file(streaming: export.Exported) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_silence_is_silent(stored: Path, causal: bool) -> None:
-    y = export.OnnxGenerator(stored)(np.zeros((1, 1, 30 * HOP), np.float32), np.array([4000.0]))
+    y = onnx_backend.OnnxGenerator(stored)(np.zeros((1, 1, 30 * HOP), np.float32), np.array([4000.0]))
     assert np.abs(y).max() < SILENCE
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_file_tells_what_it_is(stored: Path, causal: bool) -> None:
     net, path = seanet(causal), stored
-    runner = export.OnnxGenerator(path)
+    runner = onnx_backend.OnnxGenerator(path)
     for name in ("sample_rate", "hop", "delay", "latency", "receptive_field", "causal", "config"):
         assert getattr(runner, name) == getattr(net, name), name
     assert runner.streaming == causal
@@ -199,7 +209,7 @@ def test_the_text_in_the_file_is_enough_to_run_it(stored: Path, causal: bool, tm
     x = signal(30 * HOP if causal else 30 * HOP + 123)
     np.save(tmp_path / "x.npy", x)
     (tmp_path / "model.onnx").write_bytes(stored.read_bytes())
-    runner = export.OnnxGenerator(stored)
+    runner = onnx_backend.OnnxGenerator(stored)
     (tmp_path / "play.py").write_text(runner.how_to_run + _PLAY)
     subprocess.run([sys.executable, "-I", "play.py", str(causal)], cwd=tmp_path, check=True, timeout=60)
     y = np.load(tmp_path / "y.npy")
@@ -211,7 +221,7 @@ def test_the_text_in_the_file_is_enough_to_run_it(stored: Path, causal: bool, tm
 def test_another_network_is_not_the_same(streaming: export.Exported) -> None:
     net = layers.fold_weight_norm(seanet(True))
     assert isinstance(net, generators.SEANet)
-    runner = export.OnnxGenerator(streaming.path)
+    runner = onnx_backend.OnnxGenerator(streaming.path)
     assert export._difference(runner, net) < export.MAX_DIFFERENCE
     with torch.no_grad():
         net.head.weight *= 1.1
@@ -223,19 +233,19 @@ def test_another_network_is_not_the_same(streaming: export.Exported) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads(centred: export.Exported, threads: int) -> None:
-    runner = export.OnnxGenerator(centred.path.read_bytes(), threads=threads)
+    runner = onnx_backend.OnnxGenerator(centred.path.read_bytes(), threads=threads)
     assert runner._session.get_session_options().intra_op_num_threads == threads
     x = signal(5000)
     assert np.abs(runner(x, np.array([4000.0])) - module_output(seanet(False), x, np.array([4000.0]))).max() < 1e-5
     with pytest.raises(ConfigError, match="threads"):
-        export.OnnxGenerator(centred.path, threads=0)
+        onnx_backend.OnnxGenerator(centred.path, threads=0)
 
 
 def test_eight_bits(folder: Path, voice: Callable[..., np.ndarray]) -> None:
     clips = [voice(SR, SR, seed=seed)[0] for seed in range(3)]
     written = export.export(seanet(True), folder / "int8.onnx", int8=clips)
     assert 1e-4 < written.max_difference < 0.1
-    runner = export.OnnxGenerator(written.path)
+    runner = onnx_backend.OnnxGenerator(written.path)
     assert (runner.precision, runner.streaming, runner.delay) == ("int8", False, seanet(True).delay)
     assert np.abs(runner(np.zeros((1, 1, SR), np.float32), np.array([4000.0]))).max() < SILENCE
     kinds = [node.op_type for node in onnx.load(written.path).graph.node]
@@ -250,7 +260,7 @@ def test_eight_bits(folder: Path, voice: Callable[..., np.ndarray]) -> None:
 def test_eight_bits_in_a_stream(folder: Path, voice: Callable[..., np.ndarray]) -> None:
     clips = [voice(SR, SR, seed=seed)[0] for seed in range(2)]
     written = export.export(seanet(True), folder / "int8-stream.onnx", streaming=True, int8=clips)
-    runner, net = export.OnnxGenerator(written.path), seanet(True)
+    runner, net = onnx_backend.OnnxGenerator(written.path), seanet(True)
     assert (runner.precision, runner.streaming) == ("int8", True)
     kinds = [node.op_type for node in onnx.load(written.path).graph.node]
     assert kinds.count("QuantizeLinear") > 5
@@ -386,10 +396,10 @@ def test_changed_files_are_refused(
     path = tmp_path / "changed.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match=sentence) as caught:
-        export.OnnxGenerator(path)
+        onnx_backend.OnnxGenerator(path)
     assert str(caught.value).startswith(str(path))
     with pytest.raises(ModelError, match=sentence):
-        export.OnnxGenerator(path.read_bytes())
+        onnx_backend.OnnxGenerator(path.read_bytes())
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFF....WAVE", b"\x80\x05pickle", b"<html></html>", bytes(100)])
@@ -397,7 +407,7 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "other.onnx"
     path.write_bytes(data)
     with pytest.raises(ModelError, match="not an ONNX file"):
-        export.OnnxGenerator(path)
+        onnx_backend.OnnxGenerator(path)
 
 
 def test_damaged_missing_and_large_files(centred: export.Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,14 +415,14 @@ def test_damaged_missing_and_large_files(centred: export.Exported, tmp_path: Pat
     data = centred.path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match="damaged"):
-        export.OnnxGenerator(path)
+        onnx_backend.OnnxGenerator(path)
     with pytest.raises(ModelError, match="no such file"):
-        export.OnnxGenerator(tmp_path / "missing.onnx")
+        onnx_backend.OnnxGenerator(tmp_path / "missing.onnx")
     with pytest.raises(ModelError, match="cannot be read"):
-        export.OnnxGenerator(tmp_path)
-    monkeypatch.setattr(export, "MAX_BYTES", 1000)
+        onnx_backend.OnnxGenerator(tmp_path)
+    monkeypatch.setattr(onnx_backend, "MAX_BYTES", 1000)
     with pytest.raises(ModelError, match="above the cap"):
-        export.OnnxGenerator(centred.path)
+        onnx_backend.OnnxGenerator(centred.path)
 
 
 def test_targets_that_cannot_be(centred: export.Exported, tmp_path: Path) -> None:
@@ -438,7 +448,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 def test_the_extra_is_named(centred: export.Exported, without: Callable[[str], None], name: str) -> None:
     without(name)
     with pytest.raises(ImportError, match=r"bwe\[onnx\]"):
-        export.OnnxGenerator(centred.path)
+        onnx_backend.OnnxGenerator(centred.path)
 
 
 @pytest.mark.slow

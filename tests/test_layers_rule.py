@@ -18,6 +18,7 @@ LEVELS = [
     {"layers", "degrade", "pitch", "pictures"},
     {"metrics", "generators", "discriminators", "losses", "latent.conditioning"},
     {"baselines", "data", "hub", "runs", "stepper", "latent.codec", "latent.dit", "latent.retrieval"},
+    {"onnx_backend"},
     {"train", "export", "latent.flow"},
     {"infer"},
     {"evaluate", "report", "inspection", "doctor", "batch", "live"},
