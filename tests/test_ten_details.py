@@ -58,7 +58,7 @@ def test_1_the_band_you_had_nulls_and_the_impulse_stays_on_its_sample(tmp_path: 
 def test_2_output_length_is_exactly_round_n_times_the_ratio_for_every_n() -> None:
     extender = infer.Extender(Nothing())
     rng = np.random.default_rng(0)
-    lengths = [*range(5_001), *rng.integers(0, 9_000, 2_000)]
+    lengths = [*range(5_001), *rng.integers(0, 9_000, 10_000)]
     rates = rng.choice([8_000, 11_025, 16_000, 22_050, 44_100, 96_000], len(lengths))
     for number, (n, rate) in enumerate(zip(map(int, lengths), map(int, rates), strict=True)):
         expected = round(Fraction(n * 48_000, rate))
