@@ -57,18 +57,21 @@ def talk(rate: int, seconds: float) -> np.ndarray:
 def spent(advance: Advance, x: np.ndarray, block: int, hop: int, period: float) -> Iterator[float]:
     """Seconds of computing for every block of `x`; with a period above 0, one block a period."""
     due = time.perf_counter()
-    waiting = np.zeros(0, np.float32)
+    waiting = np.empty((1, 1, block + hop), np.float32)
+    held = 0
     for start in range(0, len(x) - block + 1, block):
         due += period
         ahead = due - time.perf_counter()
         if period and ahead > 0:
             time.sleep(ahead)
         started = time.perf_counter()
-        waiting = np.concatenate([waiting, x[start : start + block]])
-        whole = len(waiting) // hop * hop
+        waiting[0, 0, held : held + block] = x[start : start + block]
+        held += block
+        whole = held // hop * hop
         if whole:
-            advance(waiting[None, None, :whole])
-            waiting = waiting[whole:]
+            advance(waiting[:, :, :whole])
+            held -= whole
+            waiting[0, 0, :held] = waiting[0, 0, whole : whole + held]
         yield time.perf_counter() - started
 
 

@@ -35,6 +35,8 @@ __all__ = ["SIZES", "SEANet", "fold_weight_norm"]
 
 # -100 dBFS: below any PCM-16 floor, so that filter residue and rounding noise are not blown up to full level.
 LEVEL_FLOOR = 1e-5
+# What the log-level is brought to a network's own size with.
+LOG_LEVEL_SCALE, LOG_LEVEL_SHIFT = 0.2, 1.6
 LOG_GAIN_MAX = 3.0
 # Pairs of sub-band samples between the means that `_without_edges` takes, each over four times as many.
 EDGE_STEP = 8
@@ -302,7 +304,7 @@ class SEANet(nn.Module):
         bands = self.pqmf.analysis(signals, causal)
         white, level = self._whiten(bands)
         bands, level = bands[: len(x)], level[: len(x)]
-        features = [white[: len(x)], level.log() * 0.2 + 1.6]
+        features = [white[: len(x)], level.log() * LOG_LEVEL_SCALE + LOG_LEVEL_SHIFT]
         excitation: Tensor | float = 0.0
         if c.excitation:
             excitation = white[len(x) :]

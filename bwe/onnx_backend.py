@@ -309,17 +309,18 @@ class OnnxStream:
     def __init__(self, generator: OnnxGenerator, cutoff_hz: np.ndarray) -> None:
         self._hop = generator.hop
         self._lanes = [_Lane(generator, float(hz)) for hz in cutoff_hz]
+        self._signals = (len(self._lanes), 1)
 
     def advance(self, x: np.ndarray) -> np.ndarray:
         """The next block, `(B, 1, n * hop)` float -> float32 of that shape, `delay` samples late.
 
         Raises AudioError for another shape.
         """
-        if x.ndim != 3 or x.shape[:2] != (len(self._lanes), 1) or x.shape[-1] % self._hop:
+        if x.ndim != 3 or x.shape[:2] != self._signals or x.shape[-1] % self._hop:
             raise AudioError(f"a stream takes blocks of shape ({len(self._lanes)}, 1, n * {self._hop}), not {x.shape}")
         y = np.empty(x.shape, np.float32)
-        for lane, before, after in zip(self._lanes, x, y, strict=True):
-            lane.advance(before[0], after[0])
+        for i, lane in enumerate(self._lanes):
+            lane.advance(x[i, 0], y[i, 0])
         return y
 
     __call__ = advance

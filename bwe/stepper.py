@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bwe.errors import AudioError
-from bwe.generators import EDGE_STEP, LEVEL_FLOOR, LOG_GAIN_MAX, SEANet
+from bwe.generators import EDGE_STEP, LEVEL_FLOOR, LOG_GAIN_MAX, LOG_LEVEL_SCALE, LOG_LEVEL_SHIFT, SEANet
 from bwe.layers import Conv, activate, modulate, reach
 
 # Hops that are taken at once, where they have no more than so many rows: more gain nothing, as the tables leave the cache, and
@@ -81,17 +81,20 @@ class _Windows(nn.Module):
 
 
 class _Product(nn.Module):
-    """A causal convolution, `(N, d_in)` -> `(N / stride, d_out)`, whose input channels come in the order `inputs`."""
+    """A causal convolution, `(N, d_in)` -> `(N / stride, d_out)`.
 
-    def __init__(self, conv: nn.Module, inputs: Tensor | None = None) -> None:
+    Its input channels come in the order `inputs`; of its outputs it has the first so many.
+    """
+
+    def __init__(self, conv: nn.Module, inputs: Tensor | None = None, outputs: int | None = None) -> None:
         super().__init__()
         assert isinstance(conv, Conv)
         assert conv.bias is not None
         kernel = conv.kernel_size[1]
         self.windows = _Windows(kernel, conv.dilation[1], conv.stride[1]) if kernel > 1 else None
-        weight = conv.weight[:, :, 0] if inputs is None else conv.weight[:, inputs, 0]
-        self.register_buffer("weight", side_by_side(weight))
-        self.register_buffer("bias", conv.bias.clone())
+        weight = conv.weight[:outputs, :, 0]
+        self.register_buffer("weight", side_by_side(weight if inputs is None else weight[:, inputs]))
+        self.register_buffer("bias", conv.bias[:outputs].clone())
         self.weight: Tensor
         self.bias: Tensor
 
@@ -151,13 +154,16 @@ class Stepper(nn.Module):
             self.splice_windows = _Windows(net.tell(torch.tensor([1000.0], device=filters.device)).splice.shape[-1])
             # What is whitened comes in one piece here, the levels after it.
             order = torch.arange(net.stem.in_channels).view(-1, c.bands)
-            self.stem = _Product(net.stem, (order[[0, 2, 1]] if c.excitation else order).reshape(-1))
+            self.stem = _Product(net.stem, inputs=(order[[0, 2, 1]] if c.excitation else order).reshape(-1))
             self.encoder = nn.ModuleList(_pairs(units) for units in net.encoder)
             self.down = nn.ModuleList(_Product(conv) for conv in net.down)
             self.bottleneck = nn.ModuleList(_branches(block) for block in net.bottleneck)
             self.up = nn.ModuleList(_Product(up.conv) for up in net.up)  # type: ignore[arg-type]
             self.decoder = nn.ModuleList(_branches(block) for block in net.decoder)
-            self.head = _Product(net.head)
+            assert net.head.bias is not None
+            own = net.head.weight[2 * c.bands :], net.head.bias[2 * c.bands :]
+            self.owns = any(bool(part.any()) for part in own)  # shipped ones say nothing there
+            self.head = _Product(net.head, outputs=(2 + self.owns) * c.bands)
         self.level_means, self.edge_means = _Means(c.level_frames // 4), _Means(EDGE_STEP)
 
     def tell(self, cutoff_hz: float) -> Told:
@@ -176,7 +182,7 @@ class Stepper(nn.Module):
         modulation = iter(told.modulation)
         bands, white, level = self._whitened(self.analysis_windows(rows, memory), memory)
         excitation = white[:, c.bands :]
-        h = self.stem(torch.cat([white, level.log() * 0.2 + 1.6], dim=1), memory)
+        h = self.stem(torch.cat([white, level.log() * LOG_LEVEL_SCALE + LOG_LEVEL_SHIFT], dim=1), memory)
         skips = []
         for units, down in zip(self.encoder, self.down, strict=True):
             h = modulate(h, next(modulation))
@@ -189,12 +195,14 @@ class Stepper(nn.Module):
         for up, block, skip in reversed(list(zip(self.up, self.decoder, skips, strict=True))):
             h = up(activate(h), memory).view(-1, skip.shape[1]) + skip
             h = _fused(block, modulate(h, next(modulation)), memory)
-        texture, log_gain, own = self.head(activate(h), memory).split(c.bands, dim=1)
+        texture, log_gain, *own = self.head(activate(h), memory).split(c.bands, dim=1)
         texture = self._without_edges(texture, memory)
         if c.excitation:
             texture = texture + self.texture_mix * excitation
         reference = ((level * level).mean(dim=1, keepdim=True) - LEVEL_FLOOR**2).relu().sqrt()
-        generated = texture * (log_gain.clamp(max=LOG_GAIN_MAX).exp() * reference) + own * bands
+        generated = texture * (log_gain.clamp(max=LOG_GAIN_MAX).exp() * reference)
+        if self.owns:
+            generated = generated + own[0] * bands
         y = self.synthesis_windows(generated, memory) @ self.synthesis
         if c.passthrough:
             y = self.splice_windows(torch.cat([rows, y], dim=1), memory) @ told.splice
@@ -212,7 +220,7 @@ class Stepper(nn.Module):
     def _without_edges(self, texture: Tensor, memory: Memory) -> Tensor:
         phases = texture.reshape(-1, 2 * self.config.bands)
         means, _, _, straight = self.edge_means.matrices(phases)
-        return (phases - straight @ memory.before(means @ phases, 4)).view(texture.shape)
+        return torch.addmm(phases, straight, memory.before(means @ phases, 4), alpha=-1).view(texture.shape)
 
 
 class Stream:

@@ -57,6 +57,20 @@ def test_blocks_join_to_the_whole(changes: dict[str, Any]) -> None:
     assert (whole - muted).abs().max() > 0.01, "the network said nothing"
 
 
+def test_what_is_left_out_as_it_says_nothing_is_not_missed() -> None:
+    net = network()
+    bands = net.config.bands
+    with torch.no_grad():
+        net.head.weight[2 * bands :] = 0
+        net.head.bias[2 * bands :] = 0
+        x = voice(20 * net.hop)
+        whole = net(x[None, None], torch.tensor([5000.0]))[0, 0]
+    network_of_two = stepper.Stepper(net)
+    assert network_of_two.head.weight.shape[1] == 2 * bands
+    y = network_of_two.stream(5000.0).advance(x)
+    assert torch.allclose(y[net.delay :], whole[: -net.delay], atol=1e-5)
+
+
 def test_streams_of_one_network_do_not_hear_each_other() -> None:
     net = network()
     network_of_both, x = stepper.Stepper(net), voice(8 * net.hop)
