@@ -57,7 +57,7 @@ def talk(rate: int, seconds: float) -> np.ndarray:
 
 
 def spent(advance: Advance, x: np.ndarray, block: int, hop: int, period: float) -> Iterator[tuple[float, float]]:
-    """Seconds until each block of `x` is done, and of the thread's processor time; with a period above 0, one block a period."""
+    """Seconds until each block of `x` is done, and of processor time for it; with a period above 0, one block a period."""
     due = time.perf_counter()
     waiting = np.empty((1, 1, block + hop), np.float32)
     held = 0
