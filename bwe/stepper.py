@@ -83,7 +83,7 @@ class _Windows(nn.Module):
 class _Product(nn.Module):
     """A causal convolution, `(N, d_in)` -> `(N / stride, d_out)`.
 
-    Its input channels come in the order `inputs`; of its outputs it has the first so many.
+    Its input channels come in the order `inputs`; with `outputs`, only the first so many output channels are computed.
     """
 
     def __init__(self, conv: nn.Module, inputs: Tensor | None = None, outputs: int | None = None) -> None:

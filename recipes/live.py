@@ -2,7 +2,7 @@
 
     bwe train recipes/live.py data=FOLDER
 
-All else is as in `speech.py`, but for longer crops: a causal network that starts in silence needs 0.3 s until it has its whole
+All else is as in `speech.py`, but for longer crops: a causal network that starts in silence needs 0.2 s until it has its whole
 past.
 """
 
