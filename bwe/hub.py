@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 import bwe
-from bwe import generators
+from bwe import baselines, generators
 from bwe.errors import BweError, ConfigError, ModelError, OutputError, nearest
 
 FORMAT = 1
@@ -47,16 +47,18 @@ M = TypeVar("M", bound=type[nn.Module])
 _REGISTRY: dict[str, type[nn.Module]] = {}
 
 
-def from_dict(cls: type[D], values: Mapping[str, Any], where: str) -> D:
+def from_dict(cls: type[D], values: Mapping[str, Any], where: str, prefix: str = "") -> D:
     """Build the (nested) dataclass ``cls`` from plain values, as read from JSON or given on a command line.
 
     Every value is checked against the field's type: int, float (an int will do), bool, str, Path, Literal,
     ``X | None``, tuples, lists, dicts and nested dataclasses.
 
+    Keys are told with ``prefix`` before them.
+
     Raises ConfigError, beginning with ``where``: an unknown key (the nearest one is named), a missing key,
     a wrong type (the key is named), or whatever ``__post_init__`` of the dataclass refuses.
     """
-    return typing.cast(D, _build(cls, values, where, ""))
+    return typing.cast(D, _build(cls, values, where, prefix))
 
 
 def _build(cls: type, values: Any, where: str, prefix: str) -> Any:
@@ -145,6 +147,21 @@ def _config_class(cls: type[nn.Module]) -> type:
     if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise ConfigError(f"register: {cls.__qualname__} has no Config dataclass (class attribute or type of `config`)")
     return config
+
+
+def config_class(arch: str, where: str) -> Any:
+    """The Config dataclass of a registered architecture. Raises ConfigError, beginning with ``where``, where there is none."""
+    if arch not in _REGISTRY:
+        known = ", ".join(_REGISTRY)
+        raise ConfigError(f"{where}: unknown arch {arch!r}; did you mean {nearest(arch, _REGISTRY)!r}? ({known})")
+    return _config_class(_REGISTRY[arch])
+
+
+def build(arch: str, config: Any) -> nn.Module:
+    """A new network of a registered architecture, with random weights. Raises ConfigError: ``config`` is of another one."""
+    if not isinstance(config, config_class(arch, "arch")):
+        raise ConfigError(f"arch={arch}: its generator has another config than {type(config).__qualname__}")
+    return _REGISTRY[arch](config)
 
 
 def _arch_of(generator: nn.Module) -> str:
@@ -488,3 +505,5 @@ def _commit() -> str:
 
 
 register("seanet")(generators.SEANet)
+for _name, _class in baselines.ARCHITECTURES.items():
+    register(_name)(_class)

@@ -89,6 +89,30 @@ class MultiResolutionSTFT(nn.Module):
         return loss
 
 
+class SpectralMSE(nn.Module):
+    """Mean square error of STFTs (periodic Hann window, a quarter of it as hop): of their real and imaginary parts
+    ("complex"), or of their magnitudes ("magnitude"), as DPCRN is trained on (Le et al. 2021, eq. 5 to 7).
+
+    The first is least for the mean of all phases that may be, which above what can be predicted is nothing.
+    """
+
+    def __init__(self, kind: Literal["complex", "magnitude"], n_fft: int = 512) -> None:
+        super().__init__()
+        self.kind, self.n_fft = kind, n_fft
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.window: Tensor
+
+    def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
+        """`(B, 1, T)`, `(B, 1, T)` -> scalar, in squares of un-normalised STFT bins."""
+        made, wanted = (
+            torch.stft(x[:, 0].float(), self.n_fft, self.n_fft // 4, window=self.window, return_complex=True)
+            for x in (estimate, reference)
+        )
+        if self.kind == "complex":
+            return torch.view_as_real(made - wanted).square().mean()
+        return (made.abs() - wanted.abs()).square().mean()
+
+
 class LogMel(nn.Module):
     """L1 distance of log-mel spectrograms at several resolutions, in nepers of magnitude.
 

@@ -46,7 +46,10 @@ class LossConfig:
     Attributes:
         fft_sizes: of the multi-resolution STFT loss.
         mel: (FFT size, mel bands) of the log-mel loss.
-        stft, log_mel, band_energy: weights within the reconstruction loss.
+        stft, spectral_convergence, log_mel, band_energy: weights within the reconstruction loss.
+        complex_mse, magnitude_mse, waveform_mse: the same of losses that others train on (`losses.SpectralMSE`, and the mean
+            square error of samples).
+        own: the same of the loss that an architecture brings along, such as `baselines.BiLSTM.distance`.
         adversarial: form of the adversarial loss.
         balancer: how reconstruction ("rec"), feature matching ("feat") and adversarial ("adv") gradients are weighed.
     """
@@ -56,6 +59,11 @@ class LossConfig:
     stft: float = 1.0
     log_mel: float = 1.0
     band_energy: float = 1.0
+    spectral_convergence: float = 0.0
+    complex_mse: float = 0.0
+    magnitude_mse: float = 0.0
+    waveform_mse: float = 0.0
+    own: float = 0.0
     adversarial: Literal["hinge", "ls"] = "hinge"
     balancer: losses.BalancerConfig = losses.BalancerConfig(shares={"rec": 0.6, "feat": 0.1, "adv": 0.3})
 
@@ -84,6 +92,7 @@ class Recipe:
         data: a folder of recordings (with or without manifest.csv), or one that `bwe.data.pack` wrote with `train/` and
             `valid/` below it.
         data_class: value of the manifest's column `cls` to train on; empty for all.
+        arch, generator: architecture by its registered name, and its config.
         steps: optimisation steps of the generator; the first `reconstruction_steps` of them without discriminators.
         discriminator_every: generator steps per discriminator step.
         batch: crops per step, over all processes: the same recipe is the same training on one GPU and on eight.
@@ -102,7 +111,8 @@ class Recipe:
     data_class: str = ""
     crops: corpus.CropConfig = corpus.CropConfig()
     degrade: degrade.Config = degrade.Config()
-    generator: generators.Config = generators.Config()
+    arch: str = "seanet"
+    generator: Any = generators.Config()
     discriminators: discriminators.Config = discriminators.Config()
     losses: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
@@ -133,6 +143,8 @@ class Recipe:
         for name in (*counts, "discriminator_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be 1 or more; a large number means never")
+        if not isinstance(self.generator, hub.config_class(self.arch, "recipe")):
+            raise ConfigError(f"arch={self.arch}: a {type(self.generator).__qualname__} is the config of another architecture")
         top = self.generator.sample_rate / 2
         if not self.valid_cutoffs or not all(300 < hz < top for hz in self.valid_cutoffs):
             raise ConfigError(f"valid_cutoffs={list(self.valid_cutoffs)}: give at least one between 300 and {top:g} Hz")
@@ -183,15 +195,25 @@ class GANTask:
         self.recipe, self.valid, self.group = recipe, valid, group or Group()
         self.device = pick_device(recipe.device, self.group)
         torch.manual_seed(recipe.seed)
-        self.generator = generators.SEANet(recipe.generator).to(self.device)
+        self.generator: Any = hub.build(recipe.arch, recipe.generator).to(self.device)
         self.discriminator = discriminators.Ensemble(recipe.discriminators).to(self.device)
         if recipe.init:
             self._warm_start(recipe.init)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         c, rate = recipe.losses, recipe.generator.sample_rate
-        self.stft = losses.MultiResolutionSTFT(c.fft_sizes).to(self.device)
-        self.mel = losses.LogMel(rate, c.mel).to(self.device)
-        self.band_energy = losses.BandEnergy(rate).to(self.device)
+        self.parts: dict[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] = {}
+        possible: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
+            "stft": lambda: losses.MultiResolutionSTFT(c.fft_sizes, c.spectral_convergence / c.stft).to(self.device),
+            "log_mel": lambda: losses.LogMel(rate, c.mel).to(self.device),
+            "band_energy": lambda: losses.BandEnergy(rate).to(self.device),
+            "complex_mse": lambda: losses.SpectralMSE("complex").to(self.device),
+            "magnitude_mse": lambda: losses.SpectralMSE("magnitude").to(self.device),
+            "waveform_mse": lambda: nn.functional.mse_loss,
+            "own": lambda: self.generator.distance,
+        }
+        for name, make in possible.items():
+            if weight := getattr(c, name):
+                self.parts[name] = weight, make()
         self.balancer = losses.GradBalancer(c.balancer)
         self.networks: dict[str, nn.Module] = {"generator": self.generator}
         if len(self.discriminator):
@@ -245,14 +267,8 @@ class GANTask:
 
     def reconstruction(self, estimate: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted reconstruction loss of `(B, 1, T)` signals, and its parts."""
-        c = self.recipe.losses
-        parts = {
-            "stft": (c.stft, self.stft),
-            "log_mel": (c.log_mel, self.mel),
-            "band_energy": (c.band_energy, self.band_energy),
-        }
-        values = {name: module(estimate, target) for name, (weight, module) in parts.items() if weight}
-        total = torch.stack([parts[name][0] * value for name, value in values.items()]).sum()
+        values = {name: loss(estimate, target) for name, (_, loss) in self.parts.items()}
+        total = torch.stack([self.parts[name][0] * value for name, value in values.items()]).sum()
         return total, {f"loss/{name}": value.detach() for name, value in values.items()}
 
     def step(self, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -381,6 +397,8 @@ class GANTask:
             with torch.no_grad():
                 average: list[Tensor] = list(self.ema.parameters())
                 torch._foreach_lerp_(average, list(self.generator.parameters()), 1 - decay)
+                for kept, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+                    kept.copy_(buffer)  # running statistics
         self.steps_done += 1
         if self.steps_done % self.recipe.log_every == 0:
             for name, network in self.networks.items():
@@ -772,7 +790,7 @@ def resumed_recipe(run: Path, overrides: list[str], say: Callable[[str], None]) 
     for key, value in _paths(values):
         if not isinstance(value, Mapping) and before.get(key) != value:
             say(f"{key}={json.dumps(value)} from here on, was {json.dumps(before.get(key))}")
-    return hub.from_dict(Recipe, values, str(record))
+    return _recipe(values, str(record))
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: list[str]) -> Recipe:
@@ -793,10 +811,22 @@ def load_recipe(path: str | os.PathLike[str], overrides: list[str]) -> Recipe:
     spec.loader.exec_module(module)
     if not hasattr(module, "recipe"):
         raise ConfigError(f"{file}: defines no function recipe() that returns a bwe.train.Recipe")
-    return hub.from_dict(Recipe, _overridden(dataclasses.asdict(module.recipe()), overrides), str(file))
+    return _recipe(_overridden(dataclasses.asdict(module.recipe()), overrides), str(file))
+
+
+def _recipe(values: dict[str, Any], where: str) -> Recipe:
+    """The recipe of plain values, its generator's config of the class that `arch` names."""
+    cls = hub.config_class(str(values.get("arch", "seanet")), where)
+    config = hub.from_dict(cls, values["generator"], where, "generator.")
+    return hub.from_dict(Recipe, {**values, "generator": config}, where)
 
 
 def _overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    for override in overrides:  # before what is changed of its config
+        key, equals, arch = override.partition("=")
+        if key == "arch" and equals and arch != values.get("arch", "seanet"):
+            config = hub.config_class(arch, f"override {override!r}")
+            values["generator"] = dataclasses.asdict(config(sample_rate=values["generator"]["sample_rate"]))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
