@@ -112,18 +112,18 @@ class _Spectral(Baseline):
     def __init__(self, config: Any, receptive_field: int) -> None:
         super().__init__(config, receptive_field + config.n_fft)
         self.n_fft: int = config.n_fft
-        self.hop = self.n_fft // 4
+        self.hop = self.step = self.n_fft // 4
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.window: Tensor
 
     def spectrum(self, x: Tensor) -> Tensor:
-        """`(B, 1, T)` -> `(B, F, N)` complex, N = T / hop + 1."""
+        """`(B, 1, T)` -> `(B, F, N)` complex, N = T / step + 1."""
         x = F.pad(x[:, 0].float(), (self.n_fft // 2, self.n_fft // 2))
-        return torch.stft(x, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
+        return torch.stft(x, self.n_fft, self.step, window=self.window, center=False, return_complex=True)
 
     def waveform(self, spectrum: Tensor, length: int) -> Tensor:
         """`(B, F, N)` complex -> `(B, 1, T)`, by overlap and add (Griffin & Lim 1984, eq. 6)."""
-        return torch.istft(spectrum, self.n_fft, self.hop, window=self.window, length=length)[:, None]
+        return torch.istft(spectrum, self.n_fft, self.step, window=self.window, length=length)[:, None]
 
 
 class SpectralBandReplication(_Spectral):
@@ -141,6 +141,7 @@ class SpectralBandReplication(_Spectral):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, 8 * config.n_fft)
+        self.hop = self.n_fft  # the turns of a copy repeat after four steps
 
     def extend(self, x: Tensor, cutoff_hz: Tensor) -> Tensor:
         spectrum = self.spectrum(x)
@@ -158,7 +159,7 @@ class SpectralBandReplication(_Spectral):
         octaves = torch.log2(torch.arange(start, top, device=spectrum.device) / top)
         power = spectrum[start:top].abs().square()
         # Over a third of a second: the slope of a single frame is chance.
-        width = 2 * (round(self.sample_rate / 6 / self.hop) // 2) + 1
+        width = 2 * (round(self.sample_rate / 6 / self.step) // 2) + 1
         level = 10 * (F.avg_pool1d(power, width, 1, width // 2) + 1e-9).log10()
         centred = octaves - octaves.mean()
         slope = (centred[:, None] * level).sum(0) / centred.square().sum()
@@ -167,7 +168,7 @@ class SpectralBandReplication(_Spectral):
         target = torch.arange(top, bins, device=spectrum.device)
         source = start + (target - top) % (top - start)
         gain_db = slope * torch.log2(target / source)[:, None]
-        # A bin that moves by m turns by m hops more from frame to frame.
+        # A bin that moves by m turns by m quarters more from frame to frame.
         turns = (target - source)[:, None] * torch.arange(frames, device=spectrum.device) % 4
         copied = spectrum[source] * 10 ** (gain_db / 20) * torch.exp(0.5j * math.pi * turns)
         return torch.cat([spectrum[:top], copied])

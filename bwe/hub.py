@@ -164,6 +164,16 @@ def build(arch: str, config: Any) -> nn.Module:
     return _REGISTRY[arch](config)
 
 
+def weightless(name: str) -> nn.Module | None:
+    """The baseline that has nothing to learn by the name of its architecture, "sinc" or "sbr", at 48 kHz or, as in "sbr-16k",
+    at another sample rate; None for other names."""
+    match = re.fullmatch(r"(sinc|sbr)(?:-(8|16|24|32|44|48)k)?", name)
+    if match is None:
+        return None
+    rate = 44_100 if match[2] == "44" else 1000 * int(match[2] or 48)
+    return build(match[1], config_class(match[1], name)(sample_rate=rate)).eval()
+
+
 def _arch_of(generator: nn.Module) -> str:
     for arch, cls in _REGISTRY.items():
         if type(generator) is cls:

@@ -418,6 +418,8 @@ def load(
 ) -> Extender:
     """Load a model by shipped name (`bwe.list_models()`), by the path of its checkpoint folder, or from an exported ``.onnx``.
 
+    "sinc" and "sbr" (at other rates "sbr-16k", …) are the baselines that need no weights, see `bwe.baselines`.
+
     ``backend="onnx"`` runs the network in onnxruntime on ``threads`` threads (extra ``onnx``), in a third of PyTorch's time
     for the short blocks of a stream, in hardly less for whole files. A name or folder is exported in memory, which takes some
     seconds; a file that `bwe export` wrote is there at once, and says itself whether it streams.
@@ -427,6 +429,8 @@ def load(
     if backend not in ("torch", "onnx"):
         raise ConfigError(f"no backend {backend!r}; use 'torch' or 'onnx'")
     path = Path(name)
+    if isinstance(name, str) and (baseline := hub.weightless(name)) is not None:
+        return Extender(baseline, {"arch": name.partition("-")[0]}, str(baseline.__doc__), folder=name).to(device)
     if path.suffix.lower() == ".onnx" or backend == "onnx":
         from bwe import export, onnx_backend
 

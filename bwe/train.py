@@ -211,6 +211,8 @@ class GANTask:
             "waveform_mse": lambda: nn.functional.mse_loss,
             "own": lambda: self.generator.distance,
         }
+        if c.own and not hasattr(self.generator, "distance"):
+            raise ConfigError(f"losses.own={c.own:g}: arch={recipe.arch} brings no loss of its own along; set it to 0")
         for name, make in possible.items():
             if weight := getattr(c, name):
                 self.parts[name] = weight, make()

@@ -1,10 +1,10 @@
 """The baselines and our generator, trained for equal time and measured by one instrument: the tables in README.md.
 
-    python recipes/baselines.py DATA [--minutes 6] [--bone-minutes 3] [--run runs/baselines] [ARM ...]
+    python recipes/baselines.py DATA [ARM ...] [--minutes 6] [--bone-minutes 3] [--run runs/baselines]
 
 `DATA` holds a `manifest.csv` with the classes `speech48` (splits train, valid, test) and, for the arms named bone-…, `bone`
 (pairs of files `…_body_…` and `…_air_…` of one speaker). Time is processor time of the training process on one thread. A
-finished arm is not trained again; `--measure` measures what is there. Speech arms learn the 16 kHz task, cut-offs from 1.5 to
+finished arm is not trained again. Speech arms learn the 16 kHz task, cut-offs from 1.5 to
 6 kHz; bone arms learn from the pairs of the split train alone, the polarity of each turned to that of the air microphone.
 """
 
@@ -126,12 +126,16 @@ def pair_batches(signals: list[tuple[Tensor, Tensor]], batch: int, seconds: floa
         }
 
 
+def recipe_of(name: str, overrides: list[str]) -> train.Recipe:
+    # The architecture first: the others change its config.
+    own = sorted(ARMS[name], key=lambda override: not override.startswith("arch="))
+    return train.load_recipe(SPEECH, [*overrides, own[0], *COMMON, *own[1:]])
+
+
 def train_arm(name: str, folder: Path, out: Path, minutes: float, seed: int) -> None:
     run, packed = out / name, out / "packed"
     overrides = [f"data={packed}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}"]
-    arch = [override for override in ARMS[name] if override.startswith("arch=")]
-    overrides += [*arch, *COMMON, *(override for override in ARMS[name] if override not in arch)]
-    recipe = dataclasses.replace(train.load_recipe(SPEECH, overrides), name=name, card=card(name, minutes, seed))
+    recipe = dataclasses.replace(recipe_of(name, overrides), name=name, card=card(name, minutes, seed))
     torch.set_num_threads(1)
     train.keep_memory()
     task = train.GANTask(recipe, data.whole(packed / "valid", recipe.valid_clips))
@@ -229,9 +233,8 @@ def main() -> None:
     (out / "speech-48k.json").write_text(wide.to_json())
     table(wide, SPEECH_METRICS, out)
     print("Speech to 16 kHz, speech48 test, brick wall at 2 / 4 kHz\n")
-    narrow = evaluate.evaluate(
-        ["sbr-16k", *(out / "models" / name for name in speech)], options.folder, cutoffs=(2000, 4000), cls="speech48", split="test"
-    )
+    systems = ["sbr-16k", *(out / "models" / name for name in speech)]
+    narrow = evaluate.evaluate(systems, options.folder, cutoffs=(2000, 4000), cls="speech48", split="test")
     (out / "speech-16k.json").write_text(narrow.to_json())
     table(narrow, SPEECH_METRICS, out)
     measure_bone(options.folder, out, [name for name in options.arms if name.startswith("bone-")])

@@ -367,11 +367,11 @@ def test_command_line_shows_a_sentence_and_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_every_recipe_and_every_arm_of_the_ablations_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_recipe_and_every_arm_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    ablations = importlib.import_module("ablations")
+    ablations, baselines = (importlib.import_module(name) for name in ("ablations", "baselines"))
     for path in (ROOT / "recipes").glob("*.py"):
-        if path.stem != "ablations":
+        if path.stem not in ("ablations", "baselines"):
             assert train.load_recipe(path, []).name
     plain = train.load_recipe(ablations.RECIPE, ["data=x", *ablations.COMMON])
     assert plain.degrade == train.degrade.Config()
@@ -379,3 +379,7 @@ def test_every_recipe_and_every_arm_of_the_ablations_is_one(monkeypatch: pytest.
         name: train.load_recipe(ablations.RECIPE, ["data=x", *ablations.COMMON, *arm]) for name, arm in ablations.ARMS.items()
     }
     assert len({repr(arm) for arm in arms.values()}) == len(arms), "two arms are the same"
+    speech = {name: repr(baselines.recipe_of(name, ["data=x"])) for name in baselines.ARMS if not name.startswith("bone-")}
+    assert len(set(speech.values())) == len(speech), "two arms are the same"
+    for name in baselines.ARMS:
+        assert baselines.recipe_of(name, ["data=x"]).generator.sample_rate == baselines.RATE
