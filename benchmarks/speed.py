@@ -3,6 +3,7 @@
     python benchmarks/speed.py                    # the shipped speech-48k
     python benchmarks/speed.py --size B           # an untrained generator of that size
     python benchmarks/speed.py --threads 1 2 --json speed.json
+    python benchmarks/speed.py --baselines --threads 1 2       # all networks of the package, eager, with their memory
 
 Absolute times belong to the machine; the ratios carry over, within one runtime. Random or trained weights alike. Beside eager
 PyTorch the same networks run in onnxruntime (extra `onnx`) and, where it is installed, in OpenVINO; an inverse STFT cannot be
@@ -13,18 +14,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import logging
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bwe import audio, dsp, export, generators, infer, onnx_backend
+from bwe import audio, baselines, dsp, export, generators, infer, onnx_backend
 from bwe.errors import BweError
 
 RATE = 48_000
@@ -153,6 +157,63 @@ def untrained(size: str) -> infer.Extender:
     generator = generators.SEANet(generators.SIZES[size]).eval()
     generators.fold_weight_norm(generator)
     return infer.Extender(generator, {}, "")
+
+
+def networks() -> dict[str, Callable[[], nn.Module]]:
+    """By label: the baselines in their default shapes at 16 kHz, our generator there and at 48 kHz, and the references."""
+    published = {"bands": 1, "channels": (32, 64, 128, 256, 512), "strides": (2, 4, 4, 8)}
+    made: dict[str, Callable[[], nn.Module]] = {
+        name: partial(cls, cls.Config())  # type: ignore[attr-defined]
+        for name, cls in baselines.ARCHITECTURES.items()
+    }
+    made["eben, 1 band (SEANet)"] = partial(baselines.EBEN, baselines.EBEN.Config(**published))  # type: ignore[arg-type]
+    narrow = dataclasses.replace(generators.SIZES["S"], sample_rate=16_000, bands=8)
+    made["size S, 16 kHz"] = partial(generators.SEANet, narrow)
+    for name in ("speech-48k", "speech-48k-stream"):
+        made[name] = partial(lambda name: infer.load(name).generator, name)
+    return made | {"Vocos-like 14 M": VocosLike, "AP-BWE-like 30 M": APBWELike}
+
+
+def applied(network: nn.Module, seconds: float) -> Callable[[], object]:
+    """A call of the network on noise of its rate."""
+    rate = getattr(network, "sample_rate", RATE)
+    x = 0.1 * torch.randn(1, 1, round(seconds * rate))
+    if isinstance(network, VocosLike | APBWELike):
+        return lambda: network(x[0])
+    return lambda: network(x, torch.tensor([4000.0]))
+
+
+def peak_mb(label: str, seconds: float) -> float:
+    """What a call adds to the most memory that a process of its own had held before, in MB."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak", label, "--block", str(seconds)], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def grown_mb(label: str, seconds: float) -> float:
+    network = networks()[label]().eval()
+    generators.fold_weight_norm(network)
+    call = applied(network, seconds)
+    before = most_mb()
+    with torch.inference_mode():
+        call()
+    return most_mb() - before
+
+
+def most_mb() -> float:
+    """The most memory that this process has held. Not by getrusage, where a child begins with what its parent held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def of_all(seconds: float, threads: list[int]) -> list[Timed]:
+    timed = []
+    for label, make in networks().items():
+        network = make().eval()
+        generators.fold_weight_norm(network)
+        timed += [Timed(label, "eager float32", n, network, seconds, applied(network, seconds)) for n in threads]
+    return sorted(timed, key=lambda item: item.threads)
 
 
 class Between(nn.Module):
@@ -321,7 +382,8 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """How many times as fast the model is as the references, of the rows of one runtime."""
     speed = {row["what"]: float(row["realtime"]) for row in rows}
     found = {}
-    for part, own in ((what.rsplit(", ", 1)[1].split()[0], what) for what in speed if "-like" not in what):
+    wholes = [what for what in speed if what.endswith((", network", ", whole call"))]
+    for part, own in ((what.rsplit(", ", 1)[1].split()[0], what) for what in wholes):
         for short, reference in (("vocos", "Vocos-like"), ("apbwe", "AP-BWE-like")):
             other = next((value for what, value in speed.items() if what.startswith(reference)), None)
             if other is not None:
@@ -333,6 +395,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", default=infer.DEFAULT_MODEL, help="shipped name or checkpoint folder (default: %(default)s)")
+    which.add_argument("--baselines", action="store_true", help="all networks of the package, in PyTorch alone")
+    which.add_argument("--peak", choices=networks(), help=argparse.SUPPRESS)
     which.add_argument("--size", choices=sorted(generators.SIZES), help="an untrained generator of this size instead")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="CPU threads, one or more numbers (default: 1)")
     parser.add_argument("--seconds", type=float, default=10.0, help="audio of the whole call (default: 10)")
@@ -344,17 +408,27 @@ def main() -> int:
     if min(args.threads) < 1 or args.repeats < 1 or args.seconds <= 0 or args.block <= 0:
         parser.error("threads, repeats, seconds and block must be positive")
     torch.manual_seed(0)
+    if args.peak:
+        torch.set_num_threads(1)
+        print(grown_mb(args.peak, args.block))
+        return 0
     name = f"size {args.size}" if args.size else str(args.model)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            extender = untrained(args.size) if args.size else infer.load(args.model)
-            timed = in_torch(extender, name, args.seconds, args.block, args.threads)
-            if not args.torch_only:
+            if args.baselines:
+                timed = of_all(args.block, args.threads)
+            else:
+                extender = untrained(args.size) if args.size else infer.load(args.model)
+                timed = in_torch(extender, name, args.seconds, args.block, args.threads)
+            if not (args.torch_only or args.baselines):
                 timed += in_other_runtimes(extender, name, args.seconds, args.block, args.threads, Path(folder))
         except (BweError, ImportError) as error:
             print(f"speed: error: {error}", file=sys.stderr)
             return error.exit_code if isinstance(error, BweError) else 1
         rows = measure(timed, args.repeats)
+    if args.baselines:
+        peaks = {label: peak_mb(label, args.block) for label in networks()}
+        rows = [{**row, "peak_mb": peaks[row["what"]]} for row in rows]
     threads = args.threads[0] if len(args.threads) == 1 else args.threads
     machine = {"cpu": cpu_name(), "threads": threads, "torch": torch.__version__, "load": os.getloadavg()[0]}
     machine["runtime"] = rows[0]["runtime"]
@@ -367,11 +441,12 @@ def main() -> int:
     table: list[dict[str, Any]] = []
     for (count, runtime), group in groups.items():
         print(f"\n{f'{runtime}, {count} thread' + 's' * (count > 1):<34}", end="")
-        print(f"{'parameters':>12}{'GMAC/s':>9}{'audio s':>9}{'median s':>10}{'× real time':>13}")
+        print(f"{'parameters':>12}{'GMAC/s':>9}{'audio s':>9}{'median s':>10}{'× real time':>13}", end="")
+        print(f"{'MB':>8}" if args.baselines else "")
         for row in group:
             print(
                 f"{row['what']:<34}{row['parameters'] / 1e6:>10.2f} M{row['gmac_per_second']:>9.2f}"
-                f"{row['audio_seconds']:>9g}{row['median_s']:>10.4f}{row['realtime']:>13.1f}"
+                f"{row['audio_seconds']:>9g}{row['median_s']:>10.4f}{row['realtime']:>13.1f}", end=f"{row['peak_mb']:>8.0f}\n" if args.baselines else "\n"
             )
         found = ratios(group)
         table.append({"runtime": runtime, "threads": count, **found})

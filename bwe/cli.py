@@ -124,17 +124,34 @@ def _build_parser() -> tuple[_Parser, tuple[str, ...]]:
     train.add_argument("--run", "--run-dir", metavar="DIR", dest="run_dir", help="folder of this run (default: runs/<recipe>)")
     train.add_argument("--resume", action="store_true", help="continue the run in that folder")
 
-    evaluate = add("eval", _evaluate, "Measure a model over a folder of full-band audio.")
-    evaluate.add_argument("model", metavar="MODEL", help="shipped name or checkpoint folder")
-    evaluate.add_argument("folder", metavar="FOLDER", help="full-band reference audio, searched recursively")
-    evaluate.add_argument("--cutoff", type=_frequency, nargs="+", metavar="HZ", help="cut-offs to simulate")
-    evaluate.add_argument("--filter", default="brickwall", metavar="NAME", help="what removes the band (default: brickwall)")
+    evaluate = add("eval", _evaluate, "Measure models over a folder of full-band audio, or folders of finished estimates.")
+    evaluate.add_argument(
+        "words", nargs="*", metavar="MODEL... FOLDER",
+        help="shipped names, checkpoint folders, sinc or sbr; then the folder of full-band references",
+    )  # fmt: skip
+    evaluate.add_argument("--ref", metavar="DIR", help="instead of MODEL and FOLDER: the references of finished estimates")
+    evaluate.add_argument(
+        "--est", action="extend", nargs="+", default=[], metavar="[NAME=]DIR", help="finished estimates, one folder per system"
+    )
+    evaluate.add_argument("--input", metavar="DIR", help="with --ref: what the estimates were made from")
+    evaluate.add_argument("--no-align", action="store_true", help="with --ref: leave delay, polarity and level as they are")
+    evaluate.add_argument(
+        "--cutoff", type=_frequency, nargs="+", metavar="HZ", help="where the known band ends (default: 4000 8000)"
+    )
+    evaluate.add_argument("--filter", nargs="+", metavar="NAME", help="what removes the band (default: brickwall)")
     evaluate.add_argument("--split", metavar="NAME", help="only this split of the folder's manifest.csv")
     evaluate.add_argument("--class", metavar="NAME", dest="cls", help="only this class of the folder's manifest.csv")
-    evaluate.add_argument("--detect", action="store_true", help="let the model find the cut-off instead of telling it")
-    evaluate.add_argument("--json", metavar="FILE", dest="json_path", help="write all figures to this file")
-    evaluate.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
-    evaluate.add_argument("--threads", type=_positive, metavar="N", help="CPU threads to use")
+    evaluate.add_argument("--detect", action="store_true", help="let the models find the cut-off instead of telling them")
+    evaluate.add_argument("--baseline", metavar="NAME", help="what the others are compared with (default: input)")
+    evaluate.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: all that are installed)")
+    evaluate.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one for each core)")
+    evaluate.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    evaluate.add_argument("--csv", metavar="FILE", help="write a line per file, system and condition")
+    evaluate.add_argument("--report", metavar="F.html", help="write a page with charts and clips to listen to")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    kept = evaluate.add_mutually_exclusive_group()
+    kept.add_argument("--cache", metavar="DIR", help="where finished files are kept (default: ~/.cache/bwe/eval)")
+    kept.add_argument("--no-cache", action="store_true", help="keep nothing, measure everything")
 
     report = add("report", _report, "Write one HTML page about a training run.")
     report.add_argument("run_dir", metavar="RUN", help="folder of the run, such as runs/speech-48k")
@@ -422,29 +439,67 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    pairs = args.ref is not None or bool(args.est)
+    if pairs and (args.words or args.ref is None or not args.est):
+        raise ConfigError("--ref DIR goes with --est DIR, and without MODEL and FOLDER (see `bwe eval --help`)")
+    if not pairs and len(args.words) < 2:
+        missing = "FOLDER" if args.words else "MODEL, FOLDER"
+        raise ConfigError(f"the following arguments are required: {missing} (see `bwe eval --help`)")
+    foreign = ("filter", "split", "cls", "detect") if pairs else ("input", "no_align")
+    for option in foreign:
+        if getattr(args, option):
+            name = "class" if option == "cls" else option.replace("_", "-")
+            raise ConfigError(f"--{name} {'does not go with' if pairs else 'is for'} --ref and --est (see `bwe eval --help`)")
+    if pairs and len(args.cutoff or ()) > 1:
+        raise ConfigError("finished estimates have one --cutoff (see `bwe eval --help`)")
     from bwe import audio
 
-    out = Path(args.json_path) if args.json_path else None
-    if out is not None:
-        audio.check_place(out, args.overwrite)
+    outputs = {kind: Path(path) for kind in ("json", "csv", "html") if (path := getattr(args, kind.replace("html", "report")))}
+    for path in outputs.values():
+        audio.check_place(path, args.overwrite)
+    if len({os.path.realpath(path) for path in outputs.values()}) < len(outputs):
+        raise ConfigError("--json, --csv and --report need a file each")
     from bwe import runs
-    from bwe.evaluate import evaluate
+    from bwe.evaluate import compare, default_cache, evaluate
 
-    _use_threads(args.threads)
-    table = evaluate(
-        args.model,
-        args.folder,
-        **({"cutoffs": args.cutoff} if args.cutoff else {}),
-        filter=args.filter,
-        split=args.split,
-        cls=args.cls,
-        cutoff_source="detect" if args.detect else "given",
-        progress=_progress if sys.stderr.isatty() else None,
-    )
-    if out is not None:
-        runs.write_text(out, table.to_json() + "\n")
-    _show(table)
-    return 0
+    settings: dict[str, Any] = {
+        "metrics": args.metrics, "workers": args.workers, "clips": 4 if args.report else 0,
+        "cache": None if args.no_cache else args.cache or default_cache(),
+        "progress": _progress if sys.stderr.isatty() else None,
+    }  # fmt: skip
+    with _terminable():
+        if pairs:
+            found = compare(
+                args.ref, _named_folders(args.est), cutoff_hz=args.cutoff[0] if args.cutoff else None, input=args.input,
+                align=not args.no_align, baseline=args.baseline, **settings,
+            )  # fmt: skip
+        else:
+            found = evaluate(
+                args.words[:-1], args.words[-1], args.cutoff, args.filter or "brickwall", split=args.split, cls=args.cls,
+                cutoff_source="detect" if args.detect else "given", baseline=args.baseline or "input", **settings,
+            )  # fmt: skip
+    for kind, path in outputs.items():
+        text = {"json": found.to_json, "csv": found.to_csv, "html": found.to_html}[kind]()
+        runs.write_text(path, text if text.endswith("\n") else text + "\n")
+    if found.reused:
+        _say(f"bwe: {found.reused} files were measured before (--no-cache measures them again)")
+    for name, why in found.skipped.items():
+        _say(f"bwe: error: {name}: {why}")
+    _show(found)
+    return 1 if found.skipped else 0
+
+
+def _named_folders(words: Sequence[str]) -> dict[str, str]:
+    """``NAME=DIR``, or ``DIR`` under its own name."""
+    folders: dict[str, str] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or os.path.isdir(word):
+            name, folder = os.path.basename(os.path.abspath(word)), word
+        if name in folders:
+            raise ConfigError(f"--est: two folders are called {name}; give one a name (--est NAME={folder})")
+        folders[name] = folder
+    return folders
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -488,7 +543,7 @@ def _hint(word: str, commands: Sequence[str]) -> str:
 
 
 # Where each command takes any number of words, of which argparse leaves those after an option.
-_WORDS = {"extend": "inputs", "inspect": "inputs", "train": "overrides"}
+_WORDS = {"extend": "inputs", "inspect": "inputs", "train": "overrides", "eval": "words"}
 
 
 def _parse(parser: _Parser, commands: Sequence[str], argv: list[str]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ LEVEL_DBFS = (-100.0, 0.0)
 DIFFERENCE_DB = (0.0, 30.0)
 
 # Anchors at equal steps of CIE lightness, 3 to 97, with a hue that turns one way (Oklch); linear in between.
-_LEVEL_COLOURS = (
+LEVEL_COLOURS = (
     "#070820", "#24105a", "#4d0b83", "#7d1689", "#ac257d", "#d63c64", "#f25e51", "#fe884e", "#feb170", "#ffd597", "#fff7d6",
 )  # fmt: skip
 _DIFFERENCE_COLOURS = (
@@ -54,13 +54,27 @@ def _coloured(values: np.ndarray, scale: tuple[float, float], colours: tuple[str
     return np.where(known[..., None], table[(255 * share.clip(0, 1)).round().astype(int)], _rgb(_UNKNOWN)).astype(np.uint8)
 
 
-def _levels(x: np.ndarray, length: int) -> np.ndarray:
-    """`(T,)` -> one panel, low frequencies last: mean power of each pixel's cell in dBFS (a full-scale sine reaches 0)."""
-    hop = min(max(length // (2 * _PANEL), 64), _N_FFT // 2)
-    padded = F.pad(torch.from_numpy(np.array(x, dtype=np.float32)), (0, length - len(x)))
-    power = dsp.power_spectrogram(padded, _N_FFT, hop) * (4 / _N_FFT) ** 2
-    cells = F.adaptive_avg_pool2d(power[None], (_PANEL, _PANEL))[0].flip(0).numpy()
+def _levels(x: np.ndarray, length: int, columns: int = _PANEL) -> np.ndarray:
+    """`(T,)` or `(C, T)` -> one panel, low frequencies last: mean power of each pixel's cell in dBFS over all channels (a
+    full-scale sine reaches 0)."""
+    hop = min(max(length // (2 * columns), 64), _N_FFT // 2)
+    padded = F.pad(torch.from_numpy(np.atleast_2d(x).astype(np.float32)), (0, length - x.shape[-1]))
+    power = dsp.power_spectrogram(padded, _N_FFT, hop).mean(0, keepdim=True) * (4 / _N_FFT) ** 2
+    cells = F.adaptive_avg_pool2d(power, (_PANEL, columns))[0].flip(0).numpy()
     return 10 * np.log10(np.maximum(cells, 10 ** (LEVEL_DBFS[0] / 10)))
+
+
+def spectrogram(x: np.ndarray, length: int = 0) -> np.ndarray:
+    """The log-power spectrogram alone, without axes, from -100 to 0 dBFS and up to half the sample rate.
+
+    Args:
+        x: `(C, T)`, full scale +-1; powers are averaged over channels.
+        length: samples that the picture spans; what is missing of them is silence.
+
+    Returns:
+        `(280, 400, 3)` uint8 RGB, low frequencies last. Non-finite stretches of a signal are grey.
+    """
+    return _coloured(_levels(x, max(1, length, x.shape[-1]), _COLUMNS), LEVEL_DBFS, LEVEL_COLOURS)
 
 
 def spectrogram_panels(
@@ -85,7 +99,7 @@ def spectrogram_panels(
     """
     length = max(1, *(len(x) for x in signals.values()))
     levels = {title: _levels(x, length) for title, x in signals.items()}
-    groups = [_Group(levels, LEVEL_DBFS, _LEVEL_COLOURS, "dBFS", 20)]
+    groups = [_Group(levels, LEVEL_DBFS, LEVEL_COLOURS, "dBFS", 20)]
     if difference is not None:
         a, b = difference
         between = {f"|{a} − {b}|": np.abs(levels[a] - levels[b])}
@@ -251,7 +265,7 @@ def comparison(
     if len({(a.sample_rate, a.total_frames) for a in (before, after, difference)}) > 1:
         raise ValueError("before, after and difference must have one sample rate and length")
     panels = {"before": before.levels(), "after": after.levels(), "|after − before|": difference.levels()}
-    group = _Group(panels, LEVEL_DBFS, _LEVEL_COLOURS, "dBFS", 20)
+    group = _Group(panels, LEVEL_DBFS, LEVEL_COLOURS, "dBFS", 20)
     line = "" if cutoff_hz is None else f"dashed: known band ends at {cutoff_hz / 1000:.1f} kHz"
     seconds = max(before.total_frames, 1) / before.sample_rate
     title = "".join(c if c.isprintable() else " " for c in title)

@@ -151,7 +151,8 @@ def train_arm(name: str, folder: Path, out: Path, minutes: float, seed: int) -> 
 
 
 def card(name: str, minutes: float, seed: int) -> str:
-    return f"# {name}\n\nArm of recipes/baselines.py, {minutes:g} minutes of processor time, seed {seed}: {' '.join(ARMS[name])}."
+    settings = " ".join(ARMS[name])
+    return f"# {name}\n\nArm of recipes/baselines.py, {minutes:g} minutes of processor time, seed {seed}: {settings}."
 
 
 def trained(out: Path, name: str) -> str:

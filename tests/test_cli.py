@@ -309,19 +309,74 @@ def test_eval_in_a_process(tmp_path: Path, tiny_folder: Path, voice: Voice) -> N
     (tmp_path / "set").mkdir()
     for seed in range(2):
         audio.write(tmp_path / "set" / f"{seed}.flac", voice(48_000, 48_000, seed=seed), 48_000)
-    arguments = ["eval", tiny_folder, "set", "--cutoff", 4000, 8000, "--filter", "cheby1", "--json", "out.json"]
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    # words before and after options
+    arguments = ["eval", tiny_folder, "--cutoff", 4000, 8000, "--metrics", "lsd", "lsd_hf", "--filter", "cheby1", "brickwall"]
+    outputs = ["--json", "out.json", "--csv", "out.csv", "--report", "out.html", "set"]
+    done = run(*arguments, *outputs, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert (done.returncode, done.stderr) == (0, "")
     assert "LSD" in done.stdout
     figures = json.loads((tmp_path / "out.json").read_text())
-    assert {row["cutoff_hz"] for row in figures["rows"]} == {4000.0, 8000.0}
-    assert figures["filter"] == "cheby1"
-    before = (tmp_path / "out.json").read_bytes()
-    assert cli.main(["eval", str(tiny_folder), str(tmp_path / "set"), "--json", str(tmp_path / "out.json")]) == 4
-    assert (tmp_path / "out.json").read_bytes() == before
-    assert cli.main(["eval", str(tiny_folder), str(tmp_path / "nothing")]) == 2
-    assert cli.main(["eval", str(tiny_folder), str(tmp_path / "set"), "--filter", "brickwal"]) == 2
-    assert cli.main(["eval", "no-such-model", str(tmp_path / "set")]) == 3
+    assert {(row["filter"], row["cutoff_hz"]) for row in figures["rows"]} == {
+        (name, hz) for name in ("cheby1", "brickwall") for hz in (4000.0, 8000.0)
+    }
+    assert (tmp_path / "out.csv").read_text().count("\n") == 1 + 2 * 2 * 4
+    assert "tiny-test" in (tmp_path / "out.html").read_text()
+    assert len(list((tmp_path / "cache" / "bwe" / "eval").glob("*.safetensors"))) == 2
+
+
+def test_eval_says_what_failed_by_its_exit_code(
+    tmp_path: Path, tiny_folder: Path, voice: Voice, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    audio.write(folder / "good.flac", voice(24_000, 48_000), 48_000)
+    out = tmp_path / "out.json"
+
+    def code(*arguments: object) -> int:
+        return cli.main(["eval", *map(str, arguments)])
+
+    quick = ["--metrics", "lsd", "--cutoff", "4000", "--cache", tmp_path / "cache"]
+    assert code(tiny_folder, folder, *quick, "--json", out) == 0
+    before = out.read_bytes()
+    assert code(tiny_folder, folder, *quick, "--json", out) == 4
+    assert out.read_bytes() == before
+    capsys.readouterr()
+    assert code(tiny_folder, folder, *quick, "--json", out, "--overwrite") == 0
+    assert "1 files were measured before" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert code(tiny_folder, folder, "--json", out, "--csv", out, "--overwrite") == 2
+    (folder / "cut.flac").write_bytes((folder / "good.flac").read_bytes()[:2000])
+    assert code(tiny_folder, folder, *quick) == 1
+    captured = capsys.readouterr()
+    assert "bwe: error: cut.flac: " in captured.err
+    assert "1 files" in captured.out, "the other one is measured"
+    assert code(tiny_folder, tmp_path / "nothing") == 2
+    assert code(tiny_folder, folder, "--filter", "brickwal") == 2
+    assert code("no-such-model", folder) == 3
+
+
+def test_eval_of_folders(tmp_path: Path, voice: Voice, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, gain in (("ref", 1.0), ("loud", 2.0), ("b", 0.5)):
+        (tmp_path / name).mkdir()
+        audio.write(tmp_path / name / "talk.wav", np.float32(gain * 0.3) * voice(24_000, 48_000), 48_000, "FLOAT")
+    est = ["--est", str(tmp_path / "loud"), f"quiet={tmp_path / 'b'}"]
+    options = ["--metrics", "lsd", "--no-cache", "--json", str(tmp_path / "out.json")]
+    assert cli.main(["eval", "--ref", str(tmp_path / "ref"), *est, *options, "--cutoff", "6000"]) == 0
+    assert "loud: delay 0.00 ms, level 6.02 dB; corrected." in capsys.readouterr().out
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert [s["name"] for s in figures["systems"]] == ["loud", "quiet"]
+    assert figures["conditions"][0]["cutoff_hz"] == 6000
+    for arguments, said in (
+        (["--ref", "a"], "goes with --est"),
+        (["--est", "a"], "goes with --est"),
+        (["word", "--ref", "a", "--est", "b"], "without MODEL"),
+        (["--ref", "a", "--est", "b", "--filter", "cheby1"], "--filter does not go with"),
+        (["--ref", "a", "--est", "b", "x/b"], "two folders are called b"),
+        (["--ref", "a", "--est", "b", "--cutoff", "1000", "2000"], "have one --cutoff"),
+        (["tiny", ".", "--no-align"], "--no-align is for --ref"),
+    ):
+        assert cli.main(["eval", *arguments]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_what_does_not_go_with_a_pipe_is_said(

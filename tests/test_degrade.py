@@ -230,8 +230,8 @@ def test_hold_can_be_evaluated_with(voice: Voice, tmp_path: Path) -> None:
         def __call__(self, x: torch.Tensor, sr: int, cutoff: float | None = None) -> torch.Tensor:
             return x
 
-    table = evaluate(Nothing(), [tmp_path / "voice.wav"], [4000.0], filter="hold")
-    smooth = evaluate(Nothing(), [tmp_path / "voice.wav"], [4000.0], filter="fft")
+    table = evaluate(Nothing(), [tmp_path / "voice.wav"], [4000.0], filters="hold")
+    smooth = evaluate(Nothing(), [tmp_path / "voice.wav"], [4000.0], filters="fft")
     assert table.mean("lsd_hf", 4000.0) < smooth.mean("lsd_hf", 4000.0), "images fill the missing band"
 
 

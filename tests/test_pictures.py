@@ -46,8 +46,18 @@ def test_a_tone_lies_in_its_row_at_its_level_whatever_else_is_shown() -> None:
     assert column[20] == pytest.approx(3, abs=1)
 
 
+def test_a_spectrogram_alone_averages_power_over_channels_and_follows_with_silence() -> None:
+    tone = np.sin(2 * np.pi * 6000 * np.arange(SR) / SR).astype(np.float32)
+    alone, opposed = pictures.spectrogram(tone[None]), pictures.spectrogram(np.stack([tone, -tone]))
+    assert alone.shape == (280, 400, 3)
+    assert np.array_equal(alone, opposed)
+    shades = lightness(pictures.spectrogram(tone[None], 2 * SR).astype(int))
+    assert abs(np.argmax(shades[:, 100]) - 0.75 * 280) <= 1
+    assert shades[:, 210:].max() == pytest.approx(3, abs=1)
+
+
 def test_scales_are_even_in_lightness() -> None:
-    for colours, scale in ((pictures._LEVEL_COLOURS, (0.0, 1.0)), (pictures._DIFFERENCE_COLOURS, (0.0, 1.0))):
+    for colours, scale in ((pictures.LEVEL_COLOURS, (0.0, 1.0)), (pictures._DIFFERENCE_COLOURS, (0.0, 1.0))):
         shades = lightness(pictures._coloured(np.linspace(0, 1, 11)[None], scale, colours)[0].astype(int))
         assert np.abs(np.diff(shades) - 9.4).max() < 1.5
 

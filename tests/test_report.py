@@ -15,6 +15,7 @@ import pytest
 
 from bwe import audio, cli, report, train
 from bwe.errors import ConfigError, OutputError
+from bwe.page import HEIGHT
 
 ROOT = Path(__file__).parent.parent
 SR = 48_000
@@ -160,7 +161,7 @@ def test_long_series_are_thinned_without_losing_a_spike(tmp_path: Path) -> None:
     assert [attributes["class"] for attributes in drawn] == ["raw", "line"]
     heights = [float(point.split(",")[1]) for point in (drawn[1]["points"] or "").split()]
     assert len(heights) <= 500
-    assert max(heights) - min(heights) < 0.5 * report._HEIGHT
+    assert max(heights) - min(heights) < 0.5 * HEIGHT
 
 
 def test_the_validation_table_has_input_last_and_best(tmp_path: Path) -> None:

@@ -57,6 +57,23 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert f"{apbwe['realtime']:.1f}" in out
 
 
+def test_speed_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = script("speed")
+    chosen = {label: make for label, make in speed.networks().items() if label in ("sbr", "eben", "bilstm")}
+    monkeypatch.setattr(speed, "networks", lambda: chosen)
+    rows = speed.measure(speed.of_all(0.3, [1]), 1)
+    assert [row["what"] for row in rows] == list(chosen)
+    assert rows[0]["parameters"] == 0
+    assert rows[1]["parameters"] == pytest.approx(1.68e6, rel=0.01)
+    assert rows[2]["gmac_per_second"] > 0.3
+
+
+@pytest.mark.slow
+def test_memory_of_a_call() -> None:
+    speed = script("speed")
+    assert speed.peak_mb("eben", 4.0) > speed.peak_mb("sinc", 4.0) + 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_speed_in_other_runtimes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
