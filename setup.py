@@ -13,16 +13,24 @@ README = ROOT / "README.md"
 EXTRAS = {
     "train": ["wandb>=0.18", "tensorboard>=2.16", "matplotlib>=3.8", "tqdm>=4.60"],
     "eval": ["pesq>=0.0.4", "pystoi>=0.4", "soxr>=0.5"],
+    "f0": ["pyworld>=0.3.4", "setuptools<82"],  # pyworld imports pkg_resources, which setuptools 82 has no more
+    "crepe": ["torchcrepe>=0.0.23"],
+    "praat": ["praat-parselmouth>=0.4.5"],  # GPL-3, hence by itself
+    "pyin": ["librosa>=0.10"],
+    "mos": ["torchmetrics[audio]>=1.4"],
+    "e2e": ["playwright>=1.50"],
     "formats": ["av>=14"],
     "onnx": ["onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5"],
     "stream": ["sounddevice>=0.5"],
     "ray": ["ray[data]>=2.60,<2.64"],
     "dev": [
         "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "av>=14",
-        "onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5",
+        "onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5", "pyworld>=0.3.4", "setuptools<82",
     ],
 }  # fmt: skip
-EXTRAS["all"] = [requirement for extra in sorted(EXTRAS) for requirement in EXTRAS[extra]]
+# Without what is GPL-licensed, and without what takes more room than the rest of an extra is worth.
+APART = ("praat", "crepe", "pyin", "mos", "e2e")
+EXTRAS["all"] = [requirement for extra in sorted(EXTRAS) if extra not in APART for requirement in EXTRAS[extra]]
 
 # pretrained/ lies beside the package in the repository and inside it, as bwe/pretrained, in the wheel. A folder without
 # a card is no model that ships.

@@ -444,9 +444,10 @@ def main() -> int:
         print(f"{'parameters':>12}{'GMAC/s':>9}{'audio s':>9}{'median s':>10}{'× real time':>13}", end="")
         print(f"{'MB':>8}" if args.baselines else "")
         for row in group:
+            memory = f"{row['peak_mb']:>8.0f}" if args.baselines else ""
             print(
                 f"{row['what']:<34}{row['parameters'] / 1e6:>10.2f} M{row['gmac_per_second']:>9.2f}"
-                f"{row['audio_seconds']:>9g}{row['median_s']:>10.4f}{row['realtime']:>13.1f}", end=f"{row['peak_mb']:>8.0f}\n" if args.baselines else "\n"
+                f"{row['audio_seconds']:>9g}{row['median_s']:>10.4f}{row['realtime']:>13.1f}{memory}"
             )
         found = ratios(group)
         table.append({"runtime": runtime, "threads": count, **found})

@@ -24,6 +24,7 @@ _HOME = {
     "Report": "infer",
     "list_models": "hub",
     "register": "hub",
+    "compare": "evaluate",
     "evaluate": "evaluate",
     "BweError": "errors",
     "AudioError": "errors",
@@ -41,6 +42,7 @@ __all__ = [
     "OutputError",
     "Report",
     "__version__",
+    "compare",
     "evaluate",
     "extend",
     "list_models",
@@ -76,6 +78,6 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from bwe.errors import AudioError, BweError, ConfigError, ModelError, OutputError
-    from bwe.evaluate import evaluate
+    from bwe.evaluate import compare, evaluate
     from bwe.hub import list_models, register
     from bwe.infer import Extender, Report, extend, load
