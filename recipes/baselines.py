@@ -26,7 +26,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from bwe import audio, data, degrade, dsp, evaluate, hub, train
+from bwe import audio, data, degrade, dsp, hub, train
+from bwe.evaluate import Evaluation, compare, evaluate
 
 RATE = 16_000
 SPEECH = Path(__file__).parent / "speech.py"
@@ -163,7 +164,7 @@ def trained(out: Path, name: str) -> str:
     return f"{found['steps']} in {found['minutes']:.1f} min"
 
 
-def table(found: "evaluate.Evaluation", metrics: tuple[str, ...], out: Path) -> None:
+def table(found: Evaluation, metrics: tuple[str, ...], out: Path) -> None:
     """A Markdown row for each system, its figures at all cut-offs side by side."""
     tree = json.loads(found.to_json())
     known = {metric["name"]: metric for metric in tree["metrics"]}
@@ -201,7 +202,7 @@ def measure_bone(folder: Path, out: Path, names: list[str]) -> None:
                 soundfile.write(target, x.numpy(), RATE, subtype="FLOAT")
         print(f"Bone pairs, split test, {sensor}: {len(chosen)} files\n")
         folders = {name: root / sensor / name for name in systems}
-        found = evaluate.compare(root / sensor / "reference", folders, baseline="unprocessed")
+        found = compare(root / sensor / "reference", folders, baseline="unprocessed")
         (out / f"bone-{sensor}.json").write_text(found.to_json())
         table(found, BONE_METRICS, out)
 
@@ -228,14 +229,14 @@ def main() -> None:
         return
     speech = [name for name in options.arms if not name.startswith("bone-")]
     print("Speech to 48 kHz, speech48 test, brick wall at 4 / 8 kHz\n")
-    wide = evaluate.evaluate(
+    wide = evaluate(
         ["sbr", "speech-48k-stream", "speech-48k"], options.folder, cutoffs=(4000, 8000), cls="speech48", split="test"
     )
     (out / "speech-48k.json").write_text(wide.to_json())
     table(wide, SPEECH_METRICS, out)
     print("Speech to 16 kHz, speech48 test, brick wall at 2 / 4 kHz\n")
     systems = ["sbr-16k", *(out / "models" / name for name in speech)]
-    narrow = evaluate.evaluate(systems, options.folder, cutoffs=(2000, 4000), cls="speech48", split="test")
+    narrow = evaluate(systems, options.folder, cutoffs=(2000, 4000), cls="speech48", split="test")
     (out / "speech-16k.json").write_text(narrow.to_json())
     table(narrow, SPEECH_METRICS, out)
     measure_bone(options.folder, out, [name for name in options.arms if name.startswith("bone-")])
