@@ -615,7 +615,8 @@ def _recordings(
         paths = dict.fromkeys(Path(p) for p in source)
         if not paths:
             raise ConfigError("there are no recordings to measure with; name files, or a folder")
-        return [_Recording(str(p), p.parent.name, (p,)) for p in paths], []
+        top = Path(os.path.commonpath([p.resolve().parent for p in paths]))
+        return [_Recording(p.resolve().relative_to(top).as_posix(), p.parent.name, (p,)) for p in paths], []
     folder = Path(source)
     if folder.is_file():
         return [_Recording(folder.name, folder.parent.name, (folder,))], []
@@ -669,12 +670,12 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
 def _by_stem(folder: Path, what: str, skipped: dict[str, str]) -> dict[str, Path]:
     """Audio below a folder by its path without suffix; two of one stem are in `skipped`."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give the folder of the {what}")
+        raise ConfigError(f"{folder}: no such folder; give the folder with {what}")
     groups: dict[str, list[Path]] = {}
     for path in _audio_files(folder)[0]:
         groups.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not groups:
-        raise ConfigError(f"{folder}: holds no audio; give the folder of the {what}")
+        raise ConfigError(f"{folder}: holds no audio; give the folder with {what}")
     for group in groups.values():
         if len(group) > 1:
             names = ", ".join(path.name for path in group)
@@ -685,8 +686,8 @@ def _by_stem(folder: Path, what: str, skipped: dict[str, str]) -> dict[str, Path
 def _pairs(reference: Path, folders: Mapping[str, Path]) -> tuple[list[_Recording], int, dict[str, str]]:
     """References with all their estimates, the sample rate of most references, and what is left over."""
     skipped: dict[str, str] = {}
-    references = _by_stem(reference, "references", skipped)
-    estimates = {name: _by_stem(folder, name, skipped) for name, folder in folders.items()}
+    references = _by_stem(reference, "the references", skipped)
+    estimates = {name: _by_stem(folder, f"what {name} made", skipped) for name, folder in folders.items()}
     for found in estimates.values():
         for stem in set(found) - set(references):
             if (own := stem.removesuffix(".bwe")) in references and own not in found:

@@ -250,7 +250,8 @@ def estimate(
     Args:
         x: (…, T) real samples, numpy or torch, each signal on its own.
         sr: Hz, more than twice `fmax`.
-        method: one of `METHODS`. "crepe" is the full network, "crepe-tiny" the small one.
+        method: one of `METHODS`. "crepe" is the full network, "crepe-tiny" the small one. For a band without the fundamental
+            (telephone) take "praat": the others, and so the hybrid, often find octaves there.
         fmin, fmax: Hz, the range searched; F0 outside is found an octave off, or not at all. Each from `LOWEST_HZ` to
             `HIGHEST_HZ`.
         voters: whose median the "hybrid" takes; by default those of `VOTERS` that are installed.

