@@ -398,6 +398,7 @@ def test_wrong_f0_and_template_sizes_are_named() -> None:
             pitch.harmonic_template(np.full(3, 100.0), 48_000, **options)
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_a_table(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
