@@ -145,11 +145,21 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def gmac(call: Callable[[], object], seconds: float) -> float:
-    """Multiply-accumulates of convolutions and matrix products, in 10⁹ per second of audio (FFTs are not counted)."""
+def gmac(call: Callable[[], object], seconds: float, module: nn.Module) -> float:
+    """Multiply-accumulates of convolutions, matrix products and LSTMs, in 10⁹ per second of audio (FFTs are not counted)."""
+    recurrent = 0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:  # the counter does not know them
+        nonlocal recurrent
+        steps = inputs[0].shape[0] * inputs[0].shape[1]
+        recurrent += steps * sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)
+
+    hooks = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, nn.LSTM)]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
-    return counter.get_total_flops() / 2 / seconds / 1e9
+    for hook in hooks:
+        hook.remove()
+    return (counter.get_total_flops() / 2 + recurrent) / seconds / 1e9
 
 
 def untrained(size: str) -> infer.Extender:
@@ -358,7 +368,7 @@ def measure(timed: list[Timed], repeats: int) -> list[dict[str, Any]]:
                 item.call()
                 if turn >= 2:
                     times.append(time.perf_counter() - started)
-    macs = {item.label: gmac(item.call, item.seconds) for item in timed if item.runtime == "eager float32"}
+    macs = {item.label: gmac(item.call, item.seconds, item.module) for item in timed if item.runtime == "eager float32"}
     rows: list[dict[str, Any]] = []
     for times, item in zip(spent, timed, strict=True):
         median = statistics.median(times)
