@@ -8,6 +8,7 @@ None but the first two looks at the cut-off. As published they also rewrite the 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class _Config:
                 raise ValueError(f"{name}={value}: 1 to 16 entries")
 
 
-class Baseline(nn.Module):
+class Baseline(nn.Module, ABC):
     """The protocol of the generators around `extend`.
 
     Attributes: config, sample_rate (Hz), hop (samples that a length is padded to), receptive_field (samples on either side;
@@ -66,9 +67,9 @@ class Baseline(nn.Module):
         self.sample_rate: int = config.sample_rate
         self.receptive_field = receptive_field + (dsp.splice_taps(self.sample_rate) // 2 if config.passthrough else 0)
 
+    @abstractmethod
     def extend(self, x: Tensor, cutoff_hz: Tensor) -> Tensor:
         """`(B, 1, T)`, T a multiple of `hop` -> `(B, 1, T)`."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, cutoff_hz: Tensor) -> Tensor:
         """`(B, 1, T)` at `sample_rate`, any T >= 0, with the end of its known band `(B,)` in Hz -> `(B, 1, T)`."""
@@ -206,8 +207,8 @@ class _Statistics(nn.Module):
 
 
 class BiLSTM(_Spectral):
-    """Log-magnitude spectra through a bidirectional LSTM, as practised on bone conduction (Liu et al. 2018, "Bone-conducted
-    speech enhancement using deep denoising autoencoder", and Zheng et al. 2018 with BiLSTM): the signal divided by its peak,
+    """Log-magnitude spectra through a bidirectional LSTM, as practised on bone conduction (Liu, Tsao & Fuh 2018,
+    "Bone-conducted speech enhancement using deep denoising autoencoder", here with an LSTM): the signal divided by its peak,
     log-magnitudes normalised by mean and variance of each bin over the body microphone's recordings, what the network says
     brought back with those of the air microphone, the phase taken from the input. Meant for one speaker and one sensor, whose
     statistics are learned along with the weights.

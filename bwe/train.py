@@ -148,6 +148,8 @@ class Recipe:
         top = self.generator.sample_rate / 2
         if not self.valid_cutoffs or not all(300 < hz < top for hz in self.valid_cutoffs):
             raise ConfigError(f"valid_cutoffs={list(self.valid_cutoffs)}: give at least one between 300 and {top:g} Hz")
+        if self.losses.spectral_convergence and not self.losses.stft:
+            raise ConfigError("losses.spectral_convergence belongs to losses.stft, which is 0; give both a weight, or neither")
         balancer = self.losses.balancer
         if set(balancer.shares) != set(losses.TERMS) or (balancer.mode != "fixed" and balancer.shares["rec"] <= 0):
             raise ConfigError(f"losses.balancer.shares={balancer.shares}: give rec (above 0), feat and adv")

@@ -246,6 +246,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         hub.from_dict(baselines.EBEN.Config, {"strides": [3, 4, 8]}, "here")
     with pytest.raises(ConfigError, match="every number"):
         hub.from_dict(baselines.WaveUNet.Config, {"levels": 0}, "here")
+    with pytest.raises(ConfigError, match=r"belongs to losses\.stft"):
+        train.load_recipe(smoke, ["losses.stft=0", "losses.spectral_convergence=1"])
     with pytest.raises(ConfigError, match=r"losses\.own"):
         train.GANTask(train.load_recipe(smoke, ["losses.own=1"]), [])
 
