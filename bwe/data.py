@@ -328,6 +328,13 @@ class CropConfig:
             crops of successive batches come from the same minute of sound, drawn by duration (`speaker_power` must be 1):
             the more crops per block, the less is read (4 MiB / `crops_per_block` a crop), and the more alike batches are.
         crops_per_block: of "stream".
+        mix_share: share of crops that are mixed with others: music is many instruments at once.
+        mix_of: how many recordings a mix holds, least and most.
+        mix_db: level (RMS) of the recordings that are added, in dB relative to the first.
+        mix_top_hz: range in Hz where mixes end, target and input alike, as released music does; (0, 0): where they do.
+        pair_share: share of items that are crops of real pairs, of a body and an air microphone, where there are any.
+        pair_deviation_db: standard deviation of the smooth random curve that the body signal of a pair gets: a few pairs are a
+            few sensors.
     """
 
     seconds: float = 0.5
@@ -336,9 +343,19 @@ class CropConfig:
     speed: tuple[float, float] = (1.0, 1.0)
     order: Literal["random", "stream"] = "random"
     crops_per_block: int = 32
+    mix_share: float = 0.0
+    mix_of: tuple[int, int] = (2, 3)
+    mix_db: tuple[float, float] = (-12.0, 6.0)
+    mix_top_hz: tuple[float, float] = (0.0, 0.0)
+    pair_share: float = 0.0
+    pair_deviation_db: float = 2.0
 
     def __post_init__(self) -> None:
         low, high = self.speed
+        if not 0 <= self.mix_share <= 1 or not 2 <= self.mix_of[0] <= self.mix_of[1] <= 16:
+            raise ConfigError(
+                f"mix_share={self.mix_share:g}, mix_of={list(self.mix_of)}: a share from 0 to 1, of 2 to 16 recordings"
+            )
         if not 0.5 <= low <= high <= 2:
             raise ConfigError(f"speed={self.speed}: two factors from 0.5 to 2, the lower one first")
         if self.order == "stream" and self.speaker_power != 1:
@@ -353,12 +370,53 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0, 1]).permutation(count)
 
 
+class Pairs:
+    """Recordings of a body and an air microphone, aligned and packed side by side by `paired.prepare`: `folder/body` and
+    `folder/air`.
+
+    Attributes: `sample_rate` in Hz, `clips` as of the packed index.
+
+    Raises:
+        ConfigError: not a folder of packed pairs, or one side is not the other's.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        (index, self._body), (other, self._air) = _open(self.folder / "body"), _open(self.folder / "air")
+        places = [[(c["shard"], c["start"], c["length"]) for c in i["clips"]] for i in (index, other)]
+        if places[0] != places[1] or index["sample_rate"] != other["sample_rate"]:
+            raise ConfigError(f"{self.folder}: body and air are not packed alike; {_PACK_AGAIN}")
+        self.sample_rate: int = index["sample_rate"]
+        self.clips: list[dict[str, Any]] = index["clips"]
+        self._cumulative = np.cumsum([clip["length"] for clip in self.clips])
+
+    def read(self, number: int, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Body and air signal `(T,)` of a pair, or `count` samples of them from `first` on. Raises OSError."""
+        clip = self.clips[number]
+        count = clip["length"] if count is None else count
+        body, air = (
+            torch.from_numpy(side[clip["shard"]].read(clip["start"] + first, count).astype(np.float32) / 32767)
+            for side in (self._body, self._air)
+        )
+        return body, air
+
+    def crop(self, rng: np.random.Generator, length: int) -> tuple[Tensor, Tensor]:
+        """`length` samples of both from a random place; of shorter pairs all, and silence."""
+        number = int(self._cumulative.searchsorted(rng.integers(self._cumulative[-1]), side="right"))
+        have = int(self.clips[number]["length"])
+        first = int(rng.integers(max(0, have - length) + 1))
+        body, air = self.read(number, first, min(length, have))
+        missing = length - len(body)
+        return torch.nn.functional.pad(body, (0, missing)), torch.nn.functional.pad(air, (0, missing))
+
+
 class Crops(Dataset[dict[str, Tensor]]):
     """Degraded crops of packed recordings. Item `i` depends on `i` and the seed alone (in stream order also on the number
     of lanes, the batch), so that a resumed run, whatever its workers, sees what the uninterrupted one would have seen.
 
-    Items: `input`, `target` `(1, T)`, `cutoff_hz` and `top_hz` `()` (where the known band, and the recording, end), and
-    `bad` `()`: 1 where the recording drawn could not be read and the item's next draw stands in for it, else 0.
+    Items: `input` `(1, T)`, or `(1 + A, T)` with `degrade.Air` microphones, `target` `(1, T)`, `cutoff_hz` and `top_hz` `()`
+    (where the known band, and the recording, end), and `bad` `()`: 1 where the recording drawn could not be read and the
+    item's next draw stands in for it, else 0.
 
     Attributes: `sample_rate` in Hz, `clips` (a structured array: shard, start, length in samples, top_hz), their `paths`,
     `probability` of each, `manifest_sha256` of what was packed, and `lanes`, which `batches` sets to its batch.
@@ -368,8 +426,16 @@ class Crops(Dataset[dict[str, Tensor]]):
         AudioError (of an item): ten draws in a row cannot be read.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], config: CropConfig, degradation: degrade.Degradation) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        config: CropConfig,
+        degradation: degrade.Degradation,
+        pairs: Pairs | None = None,
+    ) -> None:
+        if config.pair_share and pairs is None:
+            raise ConfigError(f"pair_share={config.pair_share:g}, but there are no pairs; give pairs=FOLDER")
+        self.folder, self.pairs = Path(folder), pairs
         index, self.shards = _open(folder)
         self.sample_rate: int = index["sample_rate"]
         self.manifest_sha256: str = index["manifest_sha256"]
@@ -408,10 +474,15 @@ class Crops(Dataset[dict[str, Tensor]]):
         return 2**62
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.config.seed, index, _ATTEMPTS])
+        if self.config.pair_share and rng.random() < self.config.pair_share:
+            return self._real_pair(rng, index)
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng([self.config.seed, index, attempt])
             try:
                 x, top_hz = self._draw(rng, index, attempt)
+                if self.config.mix_share and rng.random() < self.config.mix_share:
+                    x, top_hz = self._mixed(x, top_hz, rng, index)
                 break
             except OSError as error:
                 last = str(error)
@@ -420,12 +491,66 @@ class Crops(Dataset[dict[str, Tensor]]):
         parameters = self.degradation.sample(rng, 1, item=index)
         pair = self.degradation.apply(x[None, None], self.sample_rate, parameters)
         return {
-            "input": pair.input[0],
+            "input": self._with_air(pair.input[0], pair.target[0], rng, index),
             "target": pair.target[0],
             "cutoff_hz": pair.cutoff_hz[0],
             "top_hz": torch.tensor(top_hz, dtype=torch.float32),
             "bad": torch.tensor(float(attempt > 0)),
         }
+
+    def _with_air(self, body: Tensor, air: Tensor, rng: np.random.Generator, index: int) -> Tensor:
+        """`body` `(1, T)`, and what the air microphones hear of `air` `(1, T)` in noise, `(1 + A, T)`."""
+        c = self.degradation.config.air
+        if not c.microphones:
+            return body
+        if rng.random() < c.babble_share:
+            noise = torch.zeros_like(air)
+            for _ in range(int(rng.integers(c.voices[0], c.voices[1] + 1))):
+                voice, _ = self._draw(rng, index, 1)
+                noise += voice / voice.square().mean().sqrt().clamp(min=1e-4)
+        else:
+            seed = int(rng.integers(2**31))
+            noise = torch.from_numpy(degrade.coloured_noise(air.shape[-1], -20.0, rng.uniform(*c.exponent), seed))[None]
+        snr_db = rng.uniform(*c.snr_db)
+        return torch.cat([body, degrade.heard_in_noise(air, noise, self.sample_rate, c, snr_db, rng)])
+
+    def _real_pair(self, rng: np.random.Generator, index: int) -> dict[str, Tensor]:
+        """An item from a pair of recordings, at a random level, the body signal a little differently coloured each time."""
+        assert self.pairs is not None
+        gain = 10 ** (rng.uniform(*self.degradation.config.gain_db) / 20)
+        body, air = (x[None] * gain for x in self.pairs.crop(rng, self._wanted))
+        curve = degrade.random_curve(self.config.pair_deviation_db, int(rng.integers(2**31)), low_hz=62.5)
+        body = degrade.apply_response(body, self.sample_rate, *curve)
+        if rng.random() < self.degradation.config.bone.flip_share:
+            body = -body
+        return {
+            "input": self._with_air(body, air, rng, index),
+            "target": air,
+            "cutoff_hz": torch.tensor(self.degradation.config.bone.cutoff_hz, dtype=torch.float32),
+            "top_hz": torch.tensor(self.sample_rate / 2, dtype=torch.float32),
+            "bad": torch.tensor(0.0),
+        }
+
+    def _mixed(self, x: Tensor, top_hz: float, rng: np.random.Generator, index: int) -> tuple[Tensor, float]:
+        """The crop with others added to it, within full scale, and where the first of them ends in Hz."""
+        level = float(x.square().mean().sqrt())
+        for _ in range(int(rng.integers(self.config.mix_of[0], self.config.mix_of[1] + 1)) - 1):
+            for _ in range(_ATTEMPTS):
+                # From anywhere: within the block of a lane in stream order the others would often be the same recording.
+                other, other_hz = self._draw(rng, index, 1)
+                if other_hz >= 0.95 * top_hz:  # else the mix would be of use only as far up as the other one reaches
+                    break
+            own = float(other.square().mean().sqrt())
+            gain = 10 ** (rng.uniform(*self.config.mix_db) / 20)
+            # Of silence there is nothing to hear, and nothing to be raised to its level.
+            x = x + other * (gain * level / own if level and own > 1e-4 else 1.0)
+            top_hz = min(top_hz, other_hz)
+        x = x / max(1.0, float(x.abs().max()))
+        release_hz = rng.uniform(*self.config.mix_top_hz)
+        if not 0 < release_hz < top_hz:
+            return x, top_hz
+        # Rounded to 16 bits like the recordings, or an end of perfect silence would give the mixes away.
+        return degrade.quantise(dsp.band_limit(x, self.sample_rate, release_hz, 250.0), 16), release_hz
 
     def _draw(self, rng: np.random.Generator, index: int, attempt: int) -> tuple[Tensor, float]:
         """A crop `(T,)` and where its content ends in Hz. Raises OSError, naming the recording."""

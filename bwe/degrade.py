@@ -77,19 +77,54 @@ class Bone:
         spread: range of the random factors on cut-off and Q.
         response: (Hz, dB) of a measured response, see `estimate_response`, that takes the place of the low-pass; the factor
             on the cut-off shifts it along the frequency axis.
+        lowpass_share: share of bodies that get the low-pass although there is a response: other sensors than the measured one.
         deviation_db: standard deviation of the smooth random curve that is added to either.
-        noise_dbfs, noise_share: RMS level of the noise of the body in the input, share of clips that have it.
+        noise_dbfs, noise_exponent, noise_share: RMS level of the noise of the body in the input, its spectral exponent (a
+            preamplifier's hiss included), share of clips that have it.
         flip_share: share of clips with inverted polarity.
+        wander_db, wander_rad: ranges that each clip's standard deviations of a gain and a phase are drawn from, which wander
+            over time (80 ms) and frequency (500 Hz). The way from the glottis to the skin is not the one to the lips, and
+            both change with every sound: real pairs have a coherence of 0.35 to 0.5 below 700 Hz and under 0.15 above.
+        unvoiced_db: range of the loss of sounds without voice, which hardly reach the skin, over that of voiced ones.
+        drive: range of the share of the squared signal, which contact adds: harmonics that the air does not have.
     """
 
     cutoff_hz: float = 600.0
     q: float = 1.0
     spread: tuple[float, float] = (0.8, 1.2)
     response: tuple[tuple[float, float], ...] = ()
+    lowpass_share: float = 0.0
     deviation_db: float = 3.0
     noise_dbfs: tuple[float, float] = (-75.0, -45.0)
+    noise_exponent: tuple[float, float] = (2.0, 3.0)
     noise_share: float = 0.75
     flip_share: float = 0.5
+    wander_db: tuple[float, float] = (0.0, 0.0)
+    wander_rad: tuple[float, float] = (0.0, 0.0)
+    unvoiced_db: tuple[float, float] = (0.0, 0.0)
+    drive: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Air:
+    """Noisy air microphones that are heard beside a body microphone.
+
+    Attributes:
+        microphones: how many; 0 for none. The talker reaches all at once, the noise from the side.
+        snr_db: range of the signal-to-noise ratio at the first of them.
+        babble_share, voices: share of clips whose noise is other recordings of the set, and how many, least and most; the
+            noise of the others is stationary, its spectral exponent from `exponent`.
+        spacing_s: largest delay of the noise between two microphones, in seconds (0.25 ms are 8.6 cm).
+        mismatch_db: largest difference in gain between microphones.
+    """
+
+    microphones: int = 0
+    snr_db: tuple[float, float] = (-3.0, 15.0)
+    babble_share: float = 0.6
+    voices: tuple[int, int] = (2, 6)
+    exponent: tuple[float, float] = (0.0, 1.5)
+    spacing_s: float = 0.00025
+    mismatch_db: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +159,7 @@ class Config:
         shelf_share, shelves_hz: share of clips with the steep low-pass of an MP3 encoder, and where LAME has it: mono and
             stereo of 64 to 320 kbit/s (measured), 16 kHz for older encoders.
         bone_share, bone: share of clips that go through a body.
+        air: what is heard beside it.
         clip_share, clip_db: share of clips that are hard-clipped, and how far below their peak.
         quantise_share, quantise_bits: share of clips that are rounded to PCM of one of these widths, without dither.
         dropout_share, dropout_ms, dropout_loss: share of clips that lose packets, the packets' duration, and the probability
@@ -156,6 +192,7 @@ class Config:
     shelves_hz: tuple[float, ...] = (11_000.0, 15_200.0, 16_000.0, 16_600.0, 17_300.0, 18_700.0, 19_400.0, 20_100.0)
     bone_share: float = 0.0
     bone: Bone = Bone()
+    air: Air = Air()
     clip_share: float = 0.0
     clip_db: tuple[float, float] = (1.0, 12.0)
     quantise_share: float = 0.0
@@ -171,13 +208,17 @@ class Config:
 
 class Body(NamedTuple):
     """One drawn body: Q of the low-pass, or the response as (Hz, dB) points that replaces it; (standard deviation in dB, seed)
-    of the random curve; noise as in `Parameters`; the sign of the polarity."""
+    of the random curve; noise as in `Parameters`; the sign of the polarity; (dB, radian, seed) of what wanders; loss of
+    unvoiced sounds in dB; share of the squared signal."""
 
     q: float
     response: tuple[tuple[float, float], ...]
     deviation: tuple[float, int]
     noise: tuple[float, float, int]
     polarity: float
+    wander: tuple[float, float, int] = (0.0, 0.0, 0)
+    unvoiced_db: float = 0.0
+    drive: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,12 +429,9 @@ def estimate_response(
     lags, polarities, spectra = [], [], []
     for b, a in zip(body, air, strict=True):
         b, a = b.astype(np.float64), a.astype(np.float64)
-        correlation = signal.correlate(*(signal.sosfiltfilt(band, s) for s in (b, a)), mode="full")
-        middle = len(a) - 1
-        window = correlation[middle - limit : middle + limit + 1]
-        lag = int(np.abs(window).argmax()) - limit
+        lag, correlation = dsp.best_lag(signal.sosfiltfilt(band, a)[None], signal.sosfiltfilt(band, b)[None], limit)
         lags.append(lag)
-        polarities.append(int(np.sign(window[lag + limit])))
+        polarities.append(int(np.sign(correlation)))
         b, a = b[max(lag, 0) : len(b) + min(lag, 0)], a[max(-lag, 0) : len(a) - max(lag, 0)]
         options = {"fs": sample_rate, "nperseg": segment, "scaling": "density"}
         pairs = ((a, polarities[-1] * b), (a, a), (b, b))
@@ -524,9 +562,14 @@ class Degradation:
                 q=float(q),
                 response=tuple((hz * float(factor), db) for hz, db in bone.response),
                 deviation=(bone.deviation_db, seed()),
-                noise=(float(level), float(rng.uniform(2, 3)), seed()),
+                noise=(float(level), float(rng.uniform(*bone.noise_exponent)), seed()),
                 polarity=-1.0 if rng.random() < bone.flip_share else 1.0,
+                wander=(float(rng.uniform(*bone.wander_db)), float(rng.uniform(*bone.wander_rad)), seed()),
+                unvoiced_db=float(rng.uniform(*bone.unvoiced_db)),
+                drive=float(rng.uniform(*bone.drive)),
             )
+            if rng.random() < bone.lowpass_share:
+                body = body._replace(response=())
             return replace(p, filter="bone", cutoff_hz=float(bone.cutoff_hz * factor), body=body)
         return p
 
@@ -585,11 +628,58 @@ def _narrow(x: Tensor, sample_rate: int, p: Parameters) -> tuple[Tensor, float]:
     return through_resampler(x, sample_rate, p.filter, p.cutoff_hz)  # type: ignore[arg-type]
 
 
+def wander(x: Tensor, sample_rate: int, std_db: float, std_rad: float, seed: int, unvoiced_db: float = 0.0) -> Tensor:
+    """`(1, T)` with a gain and a phase that wander: normal with the given standard deviations every 80 ms and 500 Hz, straight
+    lines between; from 1 kHz up that of the phase is twice as large. Frames lose up to `unvoiced_db` as far as their power
+    lies above 1 kHz, where that of sounds without voice is."""
+    n_fft = 2 * round(0.016 * sample_rate)
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True)[0]
+    rows, columns = round(sample_rate / 2 / 500) + 1, x.shape[-1] // round(0.08 * sample_rate) + 2
+    knots = np.random.default_rng(seed).standard_normal((1, 2, rows, columns)).astype(np.float32)
+    field = torch.nn.functional.interpolate(torch.from_numpy(knots), size=spectrum.shape, mode="bilinear", align_corners=True)[
+        0
+    ]
+    gain_db = std_db * field[0]
+    if unvoiced_db:
+        power = spectrum.abs().square()
+        voice = max(1, round(1000 / sample_rate * n_fft))
+        above = power[voice:].sum(0) / power.sum(0).clamp(min=1e-12)
+        smooth = torch.nn.functional.avg_pool1d(above[None], 5, 1, 2, count_include_pad=False)[0]
+        gain_db = gain_db - unvoiced_db * smooth
+    hz = torch.linspace(0, sample_rate / 2, len(spectrum))[:, None]
+    spectrum = spectrum * torch.polar(10 ** (gain_db / 20), std_rad * (1 + (hz / 1000).clamp(max=1)) * field[1])
+    return torch.istft(spectrum[None], n_fft, n_fft // 4, window=window, length=x.shape[-1])
+
+
+def heard_in_noise(x: Tensor, noise: Tensor, sample_rate: int, air: Air, snr_db: float, rng: np.random.Generator) -> Tensor:
+    """`x` and `noise`, both `(1, T)`, as `air.microphones` hear them together, `(A, T)`: the noise scaled to the ratio
+    `snr_db`, and late at the second and further microphones by a random delay, the same from one to the next."""
+    power = [float(s.square().mean()) for s in (x, noise)]
+    if min(power) > 0:
+        noise = noise * (power[0] / power[1]) ** 0.5 * 10 ** (-snr_db / 20)
+    delay = rng.uniform(-air.spacing_s, air.spacing_s)
+    length = x.shape[-1]
+    spectrum = torch.fft.rfft(noise)
+    hz = torch.arange(spectrum.shape[-1]) * (sample_rate / length)
+    heard = []
+    for number in range(air.microphones):
+        late = torch.fft.irfft(spectrum * torch.polar(torch.ones_like(hz), -2 * torch.pi * hz * delay * number), length)
+        gain = 10 ** (rng.uniform(-air.mismatch_db, air.mismatch_db) / 20) if number else 1.0
+        heard.append((x + late) * gain)
+    return torch.cat(heard)
+
+
 def _through_body(x: Tensor, sample_rate: int, cutoff_hz: float, body: Body) -> Tensor:
+    if body.drive:
+        low = dsp.band_limit(x, sample_rate, 1500.0)
+        x = x + body.drive * low.square() / low.square().mean().sqrt().clamp(min=1e-5)
     response = np.array(body.response).T
     y = apply_response(x, sample_rate, *response) if body.response else bone_lowpass(x, sample_rate, cutoff_hz, body.q)
     if body.deviation[0]:
         y = apply_response(y, sample_rate, *random_curve(*body.deviation, low_hz=62.5))
+    if any(body.wander[:2]) or body.unvoiced_db:
+        y = wander(y, sample_rate, *body.wander, body.unvoiced_db)
     y = y * body.polarity
     if np.isfinite(body.noise[0]):
         y = y + torch.from_numpy(body_noise(x.shape[-1], sample_rate, *body.noise))

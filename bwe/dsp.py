@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from scipy import optimize, signal
-from scipy.fft import next_fast_len
+from scipy.fft import irfft, next_fast_len, rfft
 from torch import Tensor, nn
 
 from bwe._torchaudio import torchaudio
@@ -258,6 +258,20 @@ def band_limit(x: Tensor, sr: int, cutoff_hz: Tensor | float, width_hz: float = 
 # the last bin, and soon after, so that no gap shows in a spectrogram.
 SPLICE_HZ = (-50.0, 250.0)
 _SPLICE_ATTENUATION_DB = 100.0
+
+
+def best_lag(reference: np.ndarray, other: np.ndarray, longest: int) -> tuple[int, float]:
+    """Samples, up to `longest` either way, that `other` `(C, T')` comes late after `reference` `(C, T)`, and the correlation
+    coefficient there, -1 to 1, negative for an inverted signal: the largest magnitude of the cross-correlation, summed over
+    channels. Silence has a lag and a coefficient of 0."""
+    size = next_fast_len(max(reference.shape[-1], other.shape[-1]) + longest, real=True)
+    spectra = [rfft(x.astype(np.float64), size) for x in (reference, other)]
+    correlation = irfft((np.conj(spectra[0]) * spectra[1]).sum(0), size)
+    lags = np.concatenate([np.arange(longest + 1), np.arange(-longest, 0)])
+    near = correlation[lags]
+    best = int(np.abs(near).argmax())
+    energy = math.sqrt(float(np.square(reference, dtype=np.float64).sum()) * float(np.square(other, dtype=np.float64).sum()))
+    return (int(lags[best]), float(near[best] / energy)) if energy else (0, 0.0)
 
 
 def splice_taps(sr: int) -> int:

@@ -38,7 +38,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
-from scipy import fft, stats
+from scipy import stats
 from torch import Tensor, nn
 
 from bwe import __version__, audio, containers, data, degrade, dsp, evaluation_page, infer, perceptual, runs
@@ -155,9 +155,7 @@ class Evaluation:
                 return row
         raise KeyError((cutoff_hz, system, filter))
 
-    def mean(
-        self, metric: str, cutoff_hz: float | None = None, system: str | None = None, filter: str | None = None
-    ) -> float:
+    def mean(self, metric: str, cutoff_hz: float | None = None, system: str | None = None, filter: str | None = None) -> float:
         """One figure of `row`; KeyError where there is none."""
         return self.row(cutoff_hz, system, filter)["mean"][metric]
 
@@ -395,9 +393,7 @@ class _Task(ABC):
         return {}
 
     @abstractmethod
-    def open(
-        self, recording: _Recording, models: Mapping[str, Model], record: _Record
-    ) -> tuple[Tensor, Iterator[_Case]]:
+    def open(self, recording: _Recording, models: Mapping[str, Model], record: _Record) -> tuple[Tensor, Iterator[_Case]]:
         """The reference `(C, T)`, and what is compared with it; `record` gets alignment and notes."""
 
 
@@ -411,9 +407,7 @@ class _Simulation(_Task):
     def load(self) -> Mapping[str, Model]:
         return {name: _model(source) for name, source in self.sources.items()}
 
-    def open(
-        self, recording: _Recording, models: Mapping[str, Model], record: _Record
-    ) -> tuple[Tensor, Iterator[_Case]]:
+    def open(self, recording: _Recording, models: Mapping[str, Model], record: _Record) -> tuple[Tensor, Iterator[_Case]]:
         (path,) = recording.paths
         x, info = audio.read(path)
         if info.frames == 0:
@@ -446,9 +440,7 @@ class _Pairing(_Task):
 
     align: bool
 
-    def open(
-        self, recording: _Recording, models: Mapping[str, Model], record: _Record
-    ) -> tuple[Tensor, Iterator[_Case]]:
+    def open(self, recording: _Recording, models: Mapping[str, Model], record: _Record) -> tuple[Tensor, Iterator[_Case]]:
         reference, info = audio.read(recording.paths[0])
         if info.frames == 0:
             raise AudioError(f"{recording.paths[0]}: the file holds no samples")
@@ -516,17 +508,10 @@ class _Aligned(NamedTuple):
 def _lag(reference: Tensor, estimate: Tensor, sr: int) -> tuple[int, bool, bool]:
     """Samples that `estimate` `(C, T')` comes late after `reference` `(C, T)`, whether it is inverted, and whether there is
     enough in common to say so; all channels together."""
-    longest = int(_LONGEST_LAG * sr)
-    size = fft.next_fast_len(max(reference.shape[-1], estimate.shape[-1]) + longest, real=True)
-    spectra = [fft.rfft(x.double().numpy(), size) for x in (reference, estimate)]
-    correlation = fft.irfft((np.conj(spectra[0]) * spectra[1]).sum(0), size)
-    lags = np.concatenate([np.arange(longest + 1), np.arange(-longest, 0)])
-    near = correlation[lags]
-    best = int(np.abs(near).argmax())
-    energy = math.sqrt(float(reference.double().square().sum()) * float(estimate.double().square().sum()))
-    if abs(near[best]) < _LEAST_CORRELATION * energy or not energy:
+    lag, correlation = dsp.best_lag(reference.numpy(), estimate.numpy(), int(_LONGEST_LAG * sr))
+    if abs(correlation) < _LEAST_CORRELATION:
         return 0, False, False
-    return int(lags[best]), bool(near[best] < 0), True
+    return lag, correlation < 0, True
 
 
 def _level_db(reference: Tensor, estimate: Tensor, sr: int, edge_hz: float) -> float:
@@ -902,9 +887,7 @@ def _anonymous_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _in_processes(
-    task: _Task, todo: Mapping[int, _Recording], workers: int
-) -> Generator[tuple[int, _Record], None, None]:
+def _in_processes(task: _Task, todo: Mapping[int, _Recording], workers: int) -> Generator[tuple[int, _Record], None, None]:
     """Records by number as they are finished. Where a process dies, the files that are left are measured one at a time, so
     that it is clear which one it dies of."""
     context = multiprocessing.get_context("spawn")

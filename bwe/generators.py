@@ -27,7 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from bwe import dsp
+from bwe import dsp, fusion
 from bwe.errors import ModelError
 from bwe.layers import MRF, Film, ResidualUnits, SubPixel, activate, conv, fold_weight_norm, load_folded, modulate
 
@@ -61,6 +61,11 @@ class Config:
         excitation: offer the rectified input as additional bands.
         conditioning: width of the cut-off embedding; 0: the network is not told the cut-off.
         passthrough: keep the known band, and splice the generated one to it; off where the known band is damaged itself.
+        told_hz: without `passthrough`, what the network is told in place of a cut-off, where there is none to tell; 0: it is
+            told the cut-off.
+        air: microphones in the air that are heard beside the signal itself (a body microphone's, then), which add a keeping of
+            their own content to each sub-band; only without `passthrough` and `causal`.
+        features: of every frame, that scale and shift the bottleneck, see `fusion.FrameFeatures`.
         causal: look only back, but for a short filter bank (`SEANet.latency`), so that a live signal can be extended.
     """
 
@@ -76,6 +81,9 @@ class Config:
     excitation: bool = True
     conditioning: int = 64
     passthrough: bool = True
+    told_hz: float = 0.0
+    air: int = 0
+    features: tuple[fusion.Feature, ...] = ()
     causal: bool = False
 
     def __post_init__(self) -> None:
@@ -92,6 +100,12 @@ class Config:
             raise ValueError("a SEANet needs a sample rate of at least 1000 Hz and even strides")
         if self.causal and self.bands % 2:
             raise ValueError("a causal SEANet has an even number of bands")
+        if (self.air or self.features) and (self.passthrough or self.causal or not 0 <= self.air <= 8):
+            raise ValueError("a SEANet hears up to 8 air microphones, and has features, without passthrough and not causal")
+        if "direction" in self.features and self.air != 2:
+            raise ValueError("a SEANet has the feature 'direction' of two air microphones, not more and not fewer")
+        if self.told_hz and self.passthrough:
+            raise ValueError("a SEANet that keeps the known band has to be told where it ends: told_hz is 0 with passthrough")
         if any(k % 2 == 0 for ks in self.kernels for k in ks):
             raise ValueError("the kernels of a SEANet are odd")
         if self.level_frames % 8 or math.prod(self.strides) % (self.level_frames // 4):
@@ -188,7 +202,7 @@ class SEANet(nn.Module):
         self.latency = self.delay + self.hop - 1 if c.causal else 0
         self.embedding = _CutoffEmbedding(c.conditioning) if c.conditioning else None
         told = max(1, c.conditioning)
-        inputs = c.bands * (3 if c.excitation else 2)
+        inputs = c.bands * (2 * (1 + c.air) + c.excitation)
         self.stem = conv(inputs, c.channels[0], 3)
         levels = range(len(c.strides))
         self.encoder = nn.ModuleList(ResidualUnits(c.channels[i], 3, c.encoder_dilations) for i in levels)
@@ -203,7 +217,10 @@ class SEANet(nn.Module):
         self.up = nn.ModuleList(SubPixel(c.channels[i + 1], c.channels[i], c.strides[i]) for i in levels)
         self.decoder = nn.ModuleList(MRF(c.channels[i], c.kernels[i], c.dilations) for i in levels)
         self.decoder_film = nn.ModuleList(Film(told, c.channels[i]) for i in levels)
-        self.head = conv(c.channels[0], 3 * c.bands, 3, gain=0.1)
+        if c.features:
+            self.frames = fusion.FrameFeatures(c.sample_rate, self.hop, c.air, c.features)
+            self.frame_film = fusion.FrameFilm(self.frames.size, width)
+        self.head = conv(c.channels[0], (3 + c.air) * c.bands, 3, gain=0.1)
         with torch.no_grad():
             assert self.head.bias is not None
             self.head.bias[c.bands : 2 * c.bands] = -4.0
@@ -230,6 +247,8 @@ class SEANet(nn.Module):
         The PQMF may have another size: at the sample rates 16, 24, 44.1 and 48 kHz, 8, 12, 22 and 24 bands are all 1 kHz wide
         and the trunk runs at 2 kHz. Then the bands that both have are taken over in stem and head, the others start anew.
 
+        What hears air microphones that the other has not, and the features, start anew.
+
         Raises ModelError, beginning with `where`: the trunk has other widths, strides or blocks.
         """
         if not isinstance(source, SEANet):
@@ -244,14 +263,16 @@ class SEANet(nn.Module):
                 )
         weights = _folded(source)
         for name, before in _folded(self).items():
-            if weights[name].shape != before.shape:
+            if name not in weights:
+                weights[name] = before
+            elif weights[name].shape != before.shape:
                 axis = 1 if name == "stem.weight" else 0
-                groups = before.shape[axis] // own.bands
-                shape = (*before.shape[:axis], groups, own.bands, *before.shape[axis + 1 :])
-                theirs = weights[name].unflatten(axis, (groups, other.bands))
-                shared = min(own.bands, other.bands)
-                mixed = before.reshape(shape).clone()
-                mixed.narrow(axis + 1, 0, shared).copy_(theirs.narrow(axis + 1, 0, shared))
+                mixed = before.unflatten(axis, (-1, own.bands)).clone()
+                theirs = weights[name].unflatten(axis, (-1, other.bands))
+                place = [slice(None)] * axis + [
+                    slice(min(a, b)) for a, b in zip(mixed.shape[axis:][:2], theirs.shape[axis:], strict=False)
+                ]
+                mixed[tuple(place)] = theirs[tuple(place)]
                 weights[name] = mixed.reshape(before.shape)
         load_folded(self, weights)
 
@@ -290,6 +311,8 @@ class SEANet(nn.Module):
     def tell(self, cutoff_hz: Tensor) -> Told:
         """What the network makes of the cut-offs `(B,)` in Hz; a stream needs it once."""
         cutoff_hz = cutoff_hz.to(dtype=torch.float32)
+        if self.config.told_hz:
+            cutoff_hz = torch.full_like(cutoff_hz, self.config.told_hz)
         splice = cutoff_hz
         if self.causal:
             weights = dsp.causal_splice_weights(self.sample_rate, cutoff_hz.cpu().numpy(), self.delay, self.config.bands)
@@ -297,18 +320,21 @@ class SEANet(nn.Module):
         return Told(self.modulation(cutoff_hz), splice)
 
     def missing_band(self, x: Tensor, told: Told) -> Tensor:
-        """`(B, 1, T)`, T a multiple of `hop` -> what the network says before the splice, the same, `delay` samples late."""
+        """`(B, 1 + air, T)`, T a multiple of `hop` -> what the network says before the splice, `(B, 1, T)`, `delay` samples
+        late."""
         c, causal = self.config, self.causal
         modulation = iter(told.modulation)
-        signals = torch.cat([x, x.abs()]) if c.excitation else x
-        bands = self.pqmf.analysis(signals, causal)
-        white, level = self._whiten(bands)
-        bands, level = bands[: len(x)], level[: len(x)]
-        features = [white[: len(x)], level.log() * LOG_LEVEL_SCALE + LOG_LEVEL_SHIFT]
+        count, own_x = len(x), x[:, :1]
+        signals = [own_x, own_x.abs()] if c.excitation else [own_x]
+        bands = self.pqmf.analysis(torch.cat([*signals, *(x[:, i : i + 1] for i in range(1, 1 + c.air))]), causal)
+        # Of the signal, of its rectified self, of every air microphone.
+        white, level, content = (part.split(count) for part in (*self._whiten(bands), bands))
+        heard = [0, *range(len(signals), len(content))]
+        features = [part for i in heard for part in (white[i], level[i].log() * LOG_LEVEL_SCALE + LOG_LEVEL_SHIFT)]
         excitation: Tensor | float = 0.0
         if c.excitation:
-            excitation = white[len(x) :]
-            features.append(excitation)
+            excitation = white[1]
+            features.insert(2, excitation)
         h = torch.cat(features, dim=1).unsqueeze(2).contiguous(memory_format=torch.channels_last)
         h = self.stem(h, causal)
         skips = []
@@ -316,17 +342,22 @@ class SEANet(nn.Module):
             h = units(modulate(h, next(modulation)), causal)
             skips.append(h)
             h = down(activate(h), causal)
+        if c.features:
+            h = modulate(h, self.frame_film(self.frames(x)))
         for block in self.bottleneck:
             h = block(modulate(h, next(modulation)), causal)
         for up, decoder, skip in reversed(list(zip(self.up, self.decoder, skips, strict=True))):
             h = up(activate(h), causal) + skip
             h = decoder(modulate(h, next(modulation)), causal)
         out = self.head(activate(h), causal).squeeze(2).float()
-        texture, log_gain, own = out.chunk(3, dim=1)
+        texture, log_gain, *kept = out.chunk(3 + c.air, dim=1)
         texture = self._without_edges(texture)
-        reference = (level.square().mean(dim=1, keepdim=True) - LEVEL_FLOOR**2).clamp(min=0).sqrt()
+        reference = (level[0].square().mean(dim=1, keepdim=True) - LEVEL_FLOOR**2).clamp(min=0).sqrt()
         gain = log_gain.clamp(max=LOG_GAIN_MAX).exp() * reference
-        return self.pqmf.synthesis((texture + self.texture_mix * excitation) * gain + own * bands, causal)
+        made = (texture + self.texture_mix * excitation) * gain
+        for share, i in zip(kept, heard, strict=True):
+            made = made + share * content[i]
+        return self.pqmf.synthesis(made, causal)
 
     @property
     def last_layer(self) -> Tensor:
@@ -339,7 +370,7 @@ class SEANet(nn.Module):
         """Fills the band above the cut-off.
 
         Args:
-            x: `(B, 1, T)` at `sample_rate`, any T >= 0, empty above the cut-off.
+            x: `(B, 1, T)` at `sample_rate`, any T >= 0, empty above the cut-off; `(B, 1 + air, T)` with air microphones.
             cutoff_hz: `(B,)` where the known band ends, in Hz.
 
         Returns:
@@ -347,7 +378,7 @@ class SEANet(nn.Module):
         """
         length = x.shape[-1]
         if length == 0:
-            return x
+            return x[:, :1]
         told = self.tell(cutoff_hz.to(x.device))
         x = F.pad(x, (0, self.delay + -(length + self.delay) % self.hop))
         generated = self.missing_band(x, told).float()

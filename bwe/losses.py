@@ -89,6 +89,19 @@ class MultiResolutionSTFT(nn.Module):
         return loss
 
 
+class SISDR(nn.Module):
+    """auraloss' negative scale-invariant signal-to-distortion ratio (Le Roux et al. 2019, eq. 5), in units of 10 dB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = auraloss.time.SISDRLoss()
+
+    def forward(self, estimate: Tensor, reference: Tensor) -> Tensor:
+        """`(B, 1, T)`, `(B, 1, T)` -> scalar."""
+        loss: Tensor = self.loss(estimate, reference)
+        return loss / 10
+
+
 class SpectralMSE(nn.Module):
     """Mean square error of STFTs (periodic Hann window, a quarter of it as hop): of their real and imaginary parts
     ("complex"), or of their magnitudes ("magnitude"), as DPCRN is trained on (Le et al. 2021, eq. 5 to 7).

@@ -35,6 +35,8 @@ from bwe.distributed import Group
 from bwe.errors import BweError, ConfigError, ModelError
 
 _DISCRIMINATORS = "discriminators.safetensors"
+# Parts of the reconstruction loss, each with its weight in `LossConfig`.
+RECONSTRUCTION = ("stft", "log_mel", "band_energy", "complex_mse", "magnitude_mse", "waveform_mse", "si_sdr", "own")
 # Batches of non-finite steps that a run keeps; more would fill the disk of a run that is broken anyway.
 _MOST_DUMPS = 50
 
@@ -49,6 +51,7 @@ class LossConfig:
         stft, spectral_convergence, log_mel, band_energy: weights within the reconstruction loss.
         complex_mse, magnitude_mse, waveform_mse: the same of losses that others train on (`losses.SpectralMSE`, and the mean
             square error of samples).
+        si_sdr: the same of the scale-invariant signal-to-distortion ratio (Le Roux et al. 2019), in units of -10 dB.
         own: the same of the loss that an architecture brings along, such as `baselines.BiLSTM.distance`.
         adversarial: form of the adversarial loss.
         balancer: how reconstruction ("rec"), feature matching ("feat") and adversarial ("adv") gradients are weighed.
@@ -63,6 +66,7 @@ class LossConfig:
     complex_mse: float = 0.0
     magnitude_mse: float = 0.0
     waveform_mse: float = 0.0
+    si_sdr: float = 0.0
     own: float = 0.0
     adversarial: Literal["hinge", "ls"] = "hinge"
     balancer: losses.BalancerConfig = losses.BalancerConfig(shares={"rec": 0.6, "feat": 0.1, "adv": 0.3})
@@ -91,8 +95,12 @@ class Recipe:
         name: of the run and of the model.
         data: a folder of recordings (with or without manifest.csv), or one that `bwe.data.pack` wrote with `train/` and
             `valid/` below it.
+        pairs: a folder that `paired.prepare` wrote, with real pairs of a body and an air microphone below `train/` (drawn as
+            `crops.pair_share` says) and `valid/` (measured instead of brick-wall inputs); empty for none.
         data_class: value of the manifest's column `cls` to train on; empty for all.
         arch, generator: architecture by its registered name, and its config.
+        whole_from: share of the sample rate from which on a recording that ends there counts as whole, and its end as its nature;
+            above the end of others nothing is learned, since there a converter or a codec has taken away what was.
         steps: optimisation steps of the generator; the first `reconstruction_steps` of them without discriminators.
         discriminator_every: generator steps per discriminator step.
         batch: crops per step, over all processes: the same recipe is the same training on one GPU and on eight.
@@ -108,6 +116,7 @@ class Recipe:
 
     name: str
     data: str
+    pairs: str = ""
     data_class: str = ""
     crops: corpus.CropConfig = corpus.CropConfig()
     degrade: degrade.Config = degrade.Config()
@@ -119,6 +128,7 @@ class Recipe:
     batch: int = 8
     accumulate: int = 1
     steps: int = 100_000
+    whole_from: float = 0.46
     minutes: float = 0.0
     reconstruction_steps: int = 10_000
     discriminator_every: int = 1
@@ -153,6 +163,11 @@ class Recipe:
         balancer = self.losses.balancer
         if set(balancer.shares) != set(losses.TERMS) or (balancer.mode != "fixed" and balancer.shares["rec"] <= 0):
             raise ConfigError(f"losses.balancer.shares={balancer.shares}: give rec (above 0), feat and adv")
+        if not any(getattr(self.losses, part) for part in RECONSTRUCTION) and self.reconstruction_steps:
+            raise ConfigError(
+                f"reconstruction_steps={self.reconstruction_steps}, and every reconstruction loss is 0: give one a weight "
+                f"(losses.{', losses.'.join(RECONSTRUCTION)}), or set reconstruction_steps=0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +207,16 @@ class Task(Protocol):
 class GANTask:
     """A generator against an ensemble of discriminators, after a warm-up on reconstruction losses alone."""
 
-    def __init__(self, recipe: Recipe, valid: list[tuple[Tensor, float]], group: Group | None = None) -> None:
-        """`valid` holds clips `(T,)` at the generator's rate with the frequency in Hz where their own content ends."""
-        self.recipe, self.valid, self.group = recipe, valid, group or Group()
+    def __init__(
+        self,
+        recipe: Recipe,
+        valid: list[tuple[Tensor, float]],
+        group: Group | None = None,
+        pairs: corpus.Pairs | None = None,
+    ) -> None:
+        """`valid` holds clips `(T,)` at the generator's rate with the frequency in Hz where their own content ends; `pairs`,
+        where there are any, are what is measured instead."""
+        self.recipe, self.valid, self.pairs, self.group = recipe, valid, pairs, group or Group()
         self.device = pick_device(recipe.device, self.group)
         torch.manual_seed(recipe.seed)
         self.generator: Any = hub.build(recipe.arch, recipe.generator).to(self.device)
@@ -211,6 +233,7 @@ class GANTask:
             "complex_mse": lambda: losses.SpectralMSE("complex").to(self.device),
             "magnitude_mse": lambda: losses.SpectralMSE("magnitude").to(self.device),
             "waveform_mse": lambda: nn.functional.mse_loss,
+            "si_sdr": losses.SISDR,
             "own": lambda: self.generator.distance,
         }
         if c.own and not hasattr(self.generator, "distance"):
@@ -259,12 +282,9 @@ class GANTask:
         return lr * warm * (o.final + (1 - o.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def _limited(self, x: Tensor, top_hz: Tensor) -> Tensor:
-        """Nothing above where a recording itself ends may teach anything: estimate and target alike are cut there.
-
-        Recordings that end within 8 % of half the sample rate are whole: that is where converters end.
-        """
+        """Nothing above where a recording itself ends may teach anything: estimate and target alike are cut there."""
         rate = self.recipe.generator.sample_rate
-        whole = top_hz >= 0.46 * rate
+        whole = top_hz >= self.recipe.whole_from * rate
         if bool(whole.all()):
             return x
         return dsp.band_limit(x, rate, top_hz.masked_fill(whole, float(rate))[:, None], width_hz=200.0)
@@ -272,7 +292,7 @@ class GANTask:
     def reconstruction(self, estimate: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted reconstruction loss of `(B, 1, T)` signals, and its parts."""
         values = {name: loss(estimate, target) for name, (_, loss) in self.parts.items()}
-        total = torch.stack([self.parts[name][0] * value for name, value in values.items()]).sum()
+        total = sum((self.parts[name][0] * value for name, value in values.items()), torch.zeros(()))
         return total, {f"loss/{name}": value.detach() for name, value in values.items()}
 
     def step(self, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -333,8 +353,8 @@ class GANTask:
             with self._autocast():
                 maps_real, maps_fake = self.discriminator(real, subset), self.discriminator(fake, subset)
             rec, values = self.reconstruction(fake, real)
-            terms = {
-                "rec": rec,
+            terms = {"rec": rec} if self.parts else {}
+            terms |= {
                 "feat": losses.feature_matching(maps_real, maps_fake),
                 "adv": losses.generator_adversarial(maps_fake, r.losses.adversarial),
             }
@@ -409,60 +429,88 @@ class GANTask:
                 stats[f"weight_norm/{name}"] = float(torch.stack([p.detach().norm() for p in network.parameters()]).norm())
         return stats | {"optim/ema_decay": decay, "optim/nonfinite": float(not finite)}
 
+    def _cases(self) -> Iterator[tuple[str, int, Tensor, Tensor, float]]:
+        """What this process validates on: name of the condition, number of the recording, reference `(T,)`, input `(1, T)`,
+        and the cut-off in Hz."""
+        r, rate = self.recipe, self.recipe.generator.sample_rate
+        if self.pairs is not None:
+            for number in range(self.group.rank, min(r.valid_clips, len(self.pairs.clips)), self.group.world):
+                body, air = self.pairs.read(number)
+                yield "pairs", number, air, self._with_air(body[None], air[None], number), r.degrade.bone.cutoff_hz
+            return
+        if r.degrade.bone_share == 1:
+            way = degrade.Degradation(dataclasses.replace(r.degrade, gain_db=(0.0, 0.0), clean_share=1.0, cutoff_jitter=0.0))
+            for number in range(self.group.rank, len(self.valid), self.group.world):
+                ref = self.valid[number][0][None]
+                pair = way.apply(ref[None], rate, way.sample(np.random.default_rng([2, number]), 1))
+                heard = self._with_air(pair.input[0], ref, number)
+                yield "simulated", number, ref[0], heard, r.degrade.bone.cutoff_hz
+            return
+        for cutoff in r.valid_cutoffs:
+            for number in range(self.group.rank, len(self.valid), self.group.world):
+                ref = self.valid[number][0]
+                yield f"{cutoff:g}", number, ref, dsp.band_limit(ref, rate, cutoff)[None], cutoff
+
+    def _with_air(self, body: Tensor, air: Tensor, number: int) -> Tensor:
+        """`(1, T)` each -> what is heard by the body microphone and, in pink noise of 5 dB, by the air microphones."""
+        c, rng = self.recipe.degrade.air, np.random.default_rng([3, number])
+        if not c.microphones:
+            return body
+        noise = torch.from_numpy(degrade.coloured_noise(air.shape[-1], -20.0, 1.0, number))[None]
+        return torch.cat([body, degrade.heard_in_noise(air, noise, self.recipe.generator.sample_rate, c, 5.0, rng)])
+
     @torch.inference_mode()
     def validate(self) -> Validation:
-        """Metrics of the averaged generator on brick-wall inputs; `val/score` is the mean of LSD-HF plus a tenth of the
-        decibels by which |HF bias| exceeds 1. `val/<cut-off>/sinc/…` are the figures of the input itself."""
+        """Metrics of the averaged generator on brick-wall inputs, on simulated bodies, or on pairs; `val/score` is the mean of LSD-HF plus a tenth
+        of the decibels by which |HF bias| exceeds 1. `val/<cut-off>/sinc/…` are the figures of the input itself."""
         r, rate = self.recipe, self.recipe.generator.sample_rate
         records: list[tuple[str, float]] = []
         spectra: dict[str, list[np.ndarray]] = {}
         clips: dict[str, dict[str, Tensor]] = {}
         cutoffs: dict[str, float] = {}
-        mine = range(self.group.rank, len(self.valid), self.group.world)
-        for cutoff in r.valid_cutoffs:
-            for number in mine:
-                ref = self.valid[number][0]
-                low = dsp.band_limit(ref, rate, cutoff)
-                told = torch.tensor([cutoff], device=self.device)
-                y = self.ema(low[None, None].to(self.device), told)[0, 0].cpu()
-                measured = {"": y} if self.input_figures else {"": y, "sinc/": low}
-                for kind, signal_ in measured.items():
-                    values = {
-                        "lsd": metrics.lsd(ref, signal_, rate),
-                        "lsd_hf": metrics.lsd_hf(ref, signal_, rate, cutoff),
-                        "lsd_lf": metrics.lsd_lf(ref, signal_, rate, cutoff),
-                        "hf_bias": metrics.hf_bias(ref, signal_, rate, cutoff),
-                        "si_sdr": metrics.si_sdr(ref, signal_),
-                    }
-                    records += [(f"val/{cutoff:g}/{kind}{name}", float(value)) for name, value in values.items()]
-                change = dsp.band_limit(y - low, rate, cutoff - 300).square().sum() / low.square().sum().clamp(min=1e-20)
-                records.append((f"val/{cutoff:g}/leak_db", 10 * math.log10(float(change) + 1e-20)))
-                for name, x in (("pred", y), ("ref", ref), ("low", low)):
-                    power = dsp.power_spectrogram(x, 512, 256).mean(-1).numpy()
-                    spectra.setdefault(f"{cutoff:g}/{name}", []).append(power)
-                if number < 4 * self.group.world:
-                    clip = f"{cutoff:g}_{number}"
-                    clips[clip], cutoffs[clip] = {"pred": y}, cutoff
-                    if not self.input_figures:
-                        narrow = dsp.resample(low, rate, round(2 * cutoff))
-                        clips[clip] |= {"ref": ref, "sinc": low, "low": narrow}
+        for name, number, ref, low, cutoff in self._cases():
+            told = torch.tensor([cutoff], device=self.device)
+            y = self.ema(low[None].to(self.device), told)[0, 0].cpu()
+            low = low[0]
+            measured = {"": y} if self.input_figures else {"": y, "sinc/": low}
+            for kind, signal_ in measured.items():
+                values = {
+                    "lsd": metrics.lsd(ref, signal_, rate),
+                    "lsd_hf": metrics.lsd_hf(ref, signal_, rate, cutoff),
+                    "lsd_lf": metrics.lsd_lf(ref, signal_, rate, cutoff),
+                    "hf_bias": metrics.hf_bias(ref, signal_, rate, cutoff),
+                    "si_sdr": metrics.si_sdr(ref, signal_),
+                }
+                records += [(f"val/{name}/{kind}{metric}", float(value)) for metric, value in values.items()]
+            change = dsp.band_limit(y - low, rate, cutoff - 300).square().sum() / low.square().sum().clamp(min=1e-20)
+            records.append((f"val/{name}/leak_db", 10 * math.log10(float(change) + 1e-20)))
+            for kind, x in (("pred", y), ("ref", ref), ("low", low)):
+                power = dsp.power_spectrogram(x, 512, 256).mean(-1).numpy()
+                spectra.setdefault(f"{name}/{kind}", []).append(power)
+            if number < 4 * self.group.world:
+                clip = f"{name}_{number}"
+                clips[clip], cutoffs[clip] = {"pred": y}, cutoff
+                if not self.input_figures:
+                    narrow = dsp.resample(low, rate, round(2 * cutoff)) if getattr(r.generator, "passthrough", True) else low
+                    clips[clip] |= {"ref": ref, "sinc": low, "low": narrow}
         numbers = self.input_figures | _means([pair for part in self.group.gather(records) for pair in part])
         self.input_figures = {name: value for name, value in numbers.items() if "/sinc/" in name}
         gathered = self.group.gather(spectra)
+        conditions = list(dict.fromkeys(key.split("/")[1] for key in numbers if key.endswith("/lsd_hf") and "sinc" not in key))
         curves = {
-            f"stft/{cutoff:g}/mean_spectrum": {
+            f"stft/{name}/mean_spectrum": {
                 "hz": np.linspace(0, rate / 2, 257).round(1).tolist(),
                 **{
-                    name: _mean_spectrum([part.get(f"{cutoff:g}/{name}", []) for part in gathered])
-                    for name in ("pred", "ref", "low")
+                    kind: _mean_spectrum([part.get(f"{name}/{kind}", []) for part in gathered])
+                    for kind in ("pred", "ref", "low")
                 },
             }
-            for cutoff in (r.valid_cutoffs if self.valid else ())
+            for name in conditions
         }
         scores = [
-            numbers[f"val/{c:g}/lsd_hf"] + 0.1 * max(0.0, abs(numbers[f"val/{c:g}/hf_bias"]) - 1) for c in r.valid_cutoffs
+            numbers[f"val/{name}/lsd_hf"] + 0.1 * max(0.0, abs(numbers[f"val/{name}/hf_bias"]) - 1) for name in conditions
         ]
-        numbers["val/score"] = float(np.mean(scores))
+        numbers["val/score"] = float(np.mean(scores)) if scores else math.nan
         return Validation(numbers=numbers, curves=curves, clips=clips, cutoffs=cutoffs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -922,14 +970,15 @@ def main(recipe_path: str, overrides: list[str], run_dir: str | None = None, res
         packed(recipe, run, say)
     group.barrier()
     folder = packed(recipe, run, say)
-    crops = corpus.Crops(folder / "train", recipe.crops, degrade.Degradation(recipe.degrade))
+    pairs = {split: corpus.Pairs(Path(recipe.pairs) / split) for split in ("train", "valid")} if recipe.pairs else {}
+    crops = corpus.Crops(folder / "train", recipe.crops, degrade.Degradation(recipe.degrade), pairs.get("train"))
     if crops.sample_rate != recipe.generator.sample_rate:
         rate = recipe.generator.sample_rate
         raise ConfigError(f"{folder}: packed at {crops.sample_rate} Hz, the generator works at {rate} Hz")
     say(f"{crops.seconds / 60:.1f} minutes of {len(crops.clips)} recordings")
     has_state = bool(runs.Checkpoints(run / "checkpoints", recipe.keep).steps())
     start = dataclasses.replace(recipe, init="") if goes_on and has_state else recipe
-    task = GANTask(start, corpus.whole(folder / "valid", recipe.valid_clips), group)
+    task = GANTask(start, corpus.whole(folder / "valid", recipe.valid_clips), group, pairs.get("valid"))
     trainer = Trainer(task, recipe, run, say, group)
     if goes_on:
         trainer.resume()

@@ -1,10 +1,13 @@
-"""What each part of the speech recipe is worth: arms that change one thing, trained for equal time, measured alike.
+"""What each part of a recipe is worth: arms that change one thing, trained for equal time, measured alike.
 
-    python recipes/ablations.py FOLDER [--minutes 5] [--run runs/ablations] [ARM ...]
+    python recipes/ablations.py FOLDER [ARM ...] [--minutes 5] [--run runs/ablations]
 
 `FOLDER` is what `bwe prepare` wrote. Time is processor time of the training process on one thread, so that a busy machine
-treats all arms alike. Arms named rec-… learn from reconstruction losses alone; arms named gan-… go on from `rec` against
-discriminators. A finished arm is not trained again. Prints one row a finished arm.
+treats all arms alike. Of the speech recipe at 48 kHz, arms named rec-… learn from reconstruction losses alone and arms named
+gan-… go on from `rec` against discriminators. Arms named field-… ask at 16 kHz what the field asks, from random weights (a
+folder packed with `bwe prepare --rate 16000`), and also tell how far they were on the way. Those named music-… ask whether
+F0 stability should weigh the losses (a folder of music packed at 44.1 kHz). A finished arm is not trained again. Prints one
+row a finished arm, the figures of the two cut-offs side by side.
 """
 
 import argparse
@@ -40,6 +43,23 @@ COMMON = [
 NO_DISCRIMINATORS = [f"discriminators.{kind}" for kind in ("periods=[]", "scales=0", "fft_sizes=[]", "bands=0")]
 REC = [*NO_DISCRIMINATORS, "batch=8", "crops.seconds=0.5", "optim.lr=1e-3"]
 GAN = ["reconstruction_steps=0", "batch=6", "crops.seconds=0.4", "optim.lr=2e-4", "discriminators.subset=4"]
+# From the first step against discriminators, so that all arms differ in what they are asked about alone.
+FIELD = [
+    "generator.sample_rate=16000",
+    "generator.bands=8",
+    "discriminators.bands=8",
+    "degrade.cutoff_hz=[1500,6000]",
+    "valid_cutoffs=[2000,4000]",
+    "reconstruction_steps=0",
+    "batch=8",
+    "crops.seconds=0.5",
+    "optim.lr=5e-4",
+    "optim.discriminator_lr=5e-4",
+    "discriminators.subset=4",
+    "precision=auto",
+    "valid_every=200",
+]
+NO_RECONSTRUCTION = [f"losses.{name}=0" for name in ("stft", "log_mel", "band_energy")]
 ARMS: dict[str, list[str]] = {
     "rec": REC,
     "rec-no-noise": [*REC, "degrade.noise_share=0", "degrade.rumble_share=0", "degrade.input_noise_share=0"],
@@ -53,6 +73,15 @@ ARMS: dict[str, list[str]] = {
     "gan-ratio": [*GAN, "losses.balancer.mode=ratio"],
     "gan-fixed": [*GAN, "losses.balancer.mode=fixed", 'losses.balancer.shares={"rec":1,"feat":2,"adv":1}'],
     "gan-none": [*GAN, *NO_DISCRIMINATORS],
+    "field": FIELD,
+    "field-ls": [*FIELD, "losses.adversarial=ls"],
+    "field-fm": [*FIELD, *NO_RECONSTRUCTION],
+    "field-mrstft": [*FIELD, 'losses.balancer.shares={"rec":0.7,"feat":0,"adv":0.3}'],
+    "field-fixed": [*FIELD, "losses.balancer.mode=fixed", 'losses.balancer.shares={"rec":1,"feat":2,"adv":1}'],
+    "field-three": [*FIELD, "discriminator_every=3"],
+    "field-plain": [*FIELD, "generator.dilations=[1,1,1]", "generator.encoder_dilations=[1,1]"],
+    "field-frequency": [*FIELD, *NO_DISCRIMINATORS],
+    "field-time": [*FIELD, *NO_DISCRIMINATORS, *NO_RECONSTRUCTION, "losses.waveform_mse=1"],
 }
 
 
@@ -73,11 +102,14 @@ def train_arm(name: str, folder: Path, out: Path, minutes: float, seed: int) -> 
 def row(name: str, out: Path) -> str:
     lines = list(runs.lines(out / name))
     found = {key: value for line in lines for key, value in line.items()}
+    cutoffs = sorted({int(key.split("/")[1]) for key in found if key.startswith("val/") and key.count("/") == 2})
     pairs = [
-        " / ".join(f"{found[f'val/{cutoff}/{key}']:.{digits}f}" for cutoff in (4000, 8000))
+        " / ".join(f"{found[f'val/{cutoff}/{key}']:.{digits}f}" for cutoff in cutoffs)
         for key, digits in (("lsd", 3), ("lsd_hf", 3), ("hf_bias", 1), ("lsd_lf", 3))
     ]
-    return f"| {name} | {lines[-1]['step']} | " + " | ".join(pairs) + " |"
+    halfway = [line for line in lines if f"val/{cutoffs[0]}/lsd" in line and line["step"] <= lines[-1]["step"] / 2]
+    early = " / ".join(f"{halfway[-1][f'val/{cutoff}/lsd']:.3f}" for cutoff in cutoffs) if halfway else "–"
+    return f"| {name} | {lines[-1]['step']} | {early} | " + " | ".join(pairs) + " |"
 
 
 def main() -> None:
@@ -88,7 +120,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--run", type=Path, default=Path("runs/ablations"))
     options = parser.parse_args()
-    print("| arm | steps | LSD 4 k / 8 k | LSD-HF | HF bias dB | LSD-LF |\n|---|---|---|---|---|---|", flush=True)
+    print("| arm | steps | LSD halfway | LSD | LSD-HF | HF bias dB | LSD-LF |\n|---|---|---|---|---|---|---|", flush=True)
     for name in options.arms:
         if not (options.run / name / "recipe.json").is_file():
             train_arm(name, options.folder, options.run, options.minutes, options.seed)
