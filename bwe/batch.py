@@ -67,6 +67,7 @@ class Job:
 
     Attributes:
         source, target: from where to where.
+        sample_rate: of the target, in Hz.
         cutoff: where its known band ends, in Hz, as the manifest says; None leaves it to the settings.
         info: what the source declares; None where it could not be opened, which the run will tell.
         make_folders: whether missing folders of the target are made.
@@ -74,6 +75,7 @@ class Job:
 
     source: Path
     target: Path
+    sample_rate: int
     cutoff: float | None = None
     info: audio.Info | None = None
     make_folders: bool = False
@@ -90,13 +92,11 @@ class Plan:
 
     Attributes:
         jobs: in a fixed order, each with a target of its own.
-        sample_rate: of the outputs, in Hz.
         ignored: files in folders that are no inputs, with the reason.
         refused: inputs that cannot become jobs, with the sentence to tell; each counts as a failure.
     """
 
     jobs: tuple[Job, ...]
-    sample_rate: int
     ignored: tuple[tuple[Path, str], ...] = ()
     refused: tuple[tuple[Path, AudioError], ...] = ()
 
@@ -118,9 +118,10 @@ class Settings:
     force: bool = False
     tags: bool = True
     spectrogram: str | None = None
+    stereo: infer.Stereo = "auto"
 
     def output_rate(self) -> int:
-        """Sample rate of the outputs in Hz; raises ModelError where there is no such model."""
+        """Sample rate of the outputs in Hz, the model's where none is set; raises ModelError where there is no such model."""
         if self.sample_rate:
             return self.sample_rate
         if self.model.lower().endswith(".onnx"):
@@ -143,7 +144,7 @@ class Settings:
         return infer.extend(
             job.source, job.target, model, job.cutoff or self.cutoff, overwrite, sample_rate=self.sample_rate,
             amount=self.amount, bits=self.bits, salvage=self.salvage, nan=self.nan, force=self.force, tags=self.tags,
-            spectrogram=self.spectrogram, progress=progress,
+            spectrogram=self.spectrogram, progress=progress, stereo=self.stereo,
         )  # fmt: skip
 
 
@@ -305,6 +306,7 @@ def plan(
     output: str | os.PathLike[str] | None = None,
     *,
     sample_rate: int,
+    keep_rate: bool = False,
     recursive: bool = False,
     name: str = NAME,
     format: str | None = None,
@@ -320,6 +322,7 @@ def plan(
         output: a file for a single input, an existing folder for several. For folders and manifests a folder, made where
             it is missing, that mirrors the tree below each input folder. None writes beside each input.
         sample_rate: of the outputs, in Hz; says which formats can hold them.
+        keep_rate: that is the least: inputs of a higher one keep it as far as `infer.output_rate` says.
         name: of the outputs, from ``{stem}`` and ``{ext}``.
         format: wav, flac, mp3, ogg or opus; None keeps that of the input where it can be written, else takes WAV.
         manifest: JSON lines or CSV with ``path`` and, if wanted, ``output`` and ``cutoff`` (Hz or auto) of each file.
@@ -362,16 +365,17 @@ def plan(
         folder = out or one.source.parent
         if out is not None and one.root is not None:
             folder = out / one.source.parent.relative_to(one.root)
-        target = exact or one.output or folder / _output_name(one.source, info, name, format, sample_rate)
+        rate = infer.output_rate(sample_rate, info.sample_rate) if keep_rate and info else sample_rate
+        target = exact or one.output or folder / _output_name(one.source, info, name, format, rate)
         make_folders = tree and (out is not None or one.output is not None)
-        jobs.append((Job(one.source, target, one.cutoff, info, make_folders), one.explicit))
+        jobs.append((Job(one.source, target, rate, one.cutoff, info, make_folders), one.explicit))
     chosen = _without_own(jobs, ignored)
     if not chosen and not refused:
         if folders:
             names = ", ".join(map(str, folders))
             raise AudioError(f"{names}: no audio files to extend ({len(ignored)} files ignored); is it the right folder?")
         raise ConfigError(f"{manifest or 'inputs'}: lists no files; give at least one")
-    return Plan(tuple(chosen), sample_rate, tuple(sorted(ignored)), tuple(refused))
+    return Plan(tuple(chosen), tuple(sorted(ignored)), tuple(refused))
 
 
 def _check_name(name: str, format: str | None) -> None:
@@ -615,14 +619,14 @@ def run(
             break
     if dry_run:
         for index, job in todo:
-            settle(index, _planned(job, plan, settings))
-    _check_space((job for _, job in todo), plan.sample_rate, settings.bits)
+            settle(index, _planned(job, settings))
+    _check_space((job for _, job in todo), settings.bits)
     if going and todo and not dry_run:
         folders = {job.target.parent for _, job in todo}
         for folder in folders:
             audio.sweep(folder)
         if ray_workers:
-            work = _by_ray(todo, plan.sample_rate, settings, ray_workers, overwrite, progress)
+            work = _by_ray(todo, settings, ray_workers, overwrite, progress)
         else:
             work = _one_by_one(todo, settings, overwrite, progress)
         with contextlib.closing(work) as results:
@@ -687,7 +691,7 @@ def _triage(job: Job, plan: Plan, settings: Settings, overwrite: bool, skip_exis
     target = job.target
     try:
         if skip_existing and os.path.isfile(target):
-            fault = _fault(job, plan.sample_rate, settings.salvage)
+            fault = _fault(job, settings.salvage)
             if not fault:
                 text = f"{target}: exists already, skipped"
                 return Outcome(job.source, target, "skipped", text, row=_row(job.source, target, "skipped"))
@@ -702,38 +706,38 @@ def _triage(job: Job, plan: Plan, settings: Settings, overwrite: bool, skip_exis
     return None
 
 
-def _fault(job: Job, sample_rate: int, salvage: bool) -> str:
+def _fault(job: Job, salvage: bool) -> str:
     """What speaks against an existing file being the finished output of a job; an empty text where nothing does."""
     info, why = _probe(job.target, begin=True)
     if info is None:
         return f"cannot be read ({why.rsplit('; ', 1)[0]})"  # without its advice, which is for an input
-    if info.sample_rate != sample_rate:
-        return f"has {info.sample_rate} Hz instead of {sample_rate} Hz"
+    if info.sample_rate != job.sample_rate:
+        return f"has {info.sample_rate} Hz instead of {job.sample_rate} Hz"
     if job.info is None:
         return ""
     if info.channels != job.info.channels:
         return f"has {info.channels} channels instead of {job.info.channels}"
     if salvage:
         return ""
-    expected = dsp.resampled_length(job.info.frames, job.info.sample_rate, sample_rate)
+    expected = dsp.resampled_length(job.info.frames, job.info.sample_rate, job.sample_rate)
     lossy = any(subtype not in _SAMPLE_BYTES for subtype in (info.subtype, job.info.subtype))
-    if abs(info.frames - expected) > (_LOSSY_SLACK_SECONDS * sample_rate if lossy else 0):
+    if abs(info.frames - expected) > (_LOSSY_SLACK_SECONDS * job.sample_rate if lossy else 0):
         return f"has {info.frames} samples instead of {expected}"
     return ""
 
 
-def _planned(job: Job, plan: Plan, settings: Settings) -> Outcome:
+def _planned(job: Job, settings: Settings) -> Outcome:
     cutoff = job.cutoff or settings.cutoff
     band = f"cut-off {cutoff / 1000:g} kHz as given" if cutoff else "cut-off found when it runs"
-    size = _predicted_bytes(job, plan.sample_rate, settings.bits)
+    size = _predicted_bytes(job, settings.bits)
     rate = f" {job.info.sample_rate / 1000:g} kHz" if job.info else ""
     length = f"  {audio.clock(job.seconds)}" if job.info else "  does not open"
-    text = f"{job.source}{rate} → {job.target} {plan.sample_rate / 1000:g} kHz{length}  {band}  about {audio.megabytes(size)}"
+    text = f"{job.source}{rate} → {job.target} {job.sample_rate / 1000:g} kHz{length}  {band}  about {audio.megabytes(size)}"
     row = _row(job.source, job.target, "planned", cutoff_hz=cutoff, seconds=job.seconds, bytes=size)
     return Outcome(job.source, job.target, "planned", text, row=row)
 
 
-def _predicted_bytes(job: Job, sample_rate: int, bits: str) -> int:
+def _predicted_bytes(job: Job, bits: str) -> int:
     """Bytes that the output of a job will have; for formats that compress, about."""
     if job.info is None:
         return 0
@@ -742,13 +746,13 @@ def _predicted_bytes(job: Job, sample_rate: int, bits: str) -> int:
         subtype = audio.fitting_subtype(job.target, audio.SUBTYPES.get(bits, job.info.subtype))
     except OutputError:
         return 0
-    frames = dsp.resampled_length(job.info.frames, job.info.sample_rate, sample_rate)
+    frames = dsp.resampled_length(job.info.frames, job.info.sample_rate, job.sample_rate)
     if subtype not in _SAMPLE_BYTES:
-        return round(frames / sample_rate * _LOSSY_BYTES_PER_SECOND * max(1, job.info.channels / 2))
+        return round(frames / job.sample_rate * _LOSSY_BYTES_PER_SECOND * max(1, job.info.channels / 2))
     return round(frames * job.info.channels * _SAMPLE_BYTES[subtype] * (_FLAC_RATIO if container == "FLAC" else 1))
 
 
-def _check_space(jobs: Iterable[Job], sample_rate: int, bits: str) -> None:
+def _check_space(jobs: Iterable[Job], bits: str) -> None:
     """Raise OutputError where the outputs of all jobs together do not fit into a file system they go to."""
     needed: dict[int, int] = {}
     folders: dict[int, Path] = {}
@@ -758,7 +762,7 @@ def _check_space(jobs: Iterable[Job], sample_rate: int, bits: str) -> None:
             folder = folder.parent
         device = folder.stat().st_dev
         replaced = job.target.stat().st_size if os.path.isfile(job.target) else 0
-        needed[device] = needed.get(device, 0) + _predicted_bytes(job, sample_rate, bits) - replaced
+        needed[device] = needed.get(device, 0) + _predicted_bytes(job, bits) - replaced
         folders.setdefault(device, folder)
     for device, folder in folders.items():
         free = shutil.disk_usage(folder).free
@@ -833,14 +837,14 @@ class _Table:
 class _Worker:
     """A process of a Ray job: holds the model, does one job at a time."""
 
-    def __init__(self, settings: Settings, sample_rate: int, overwrite: bool) -> None:
-        self._settings, self._sample_rate, self._overwrite = settings, sample_rate, overwrite
+    def __init__(self, settings: Settings, overwrite: bool) -> None:
+        self._settings, self._overwrite = settings, overwrite
         self._model: infer.Extender | None = None
         self._name = f"{platform.node()}:{os.getpid()}"
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         job: Job = item["job"]
-        outcome = None if self._overwrite else _earlier_attempt(job, self._sample_rate, self._settings.salvage)
+        outcome = None if self._overwrite else _earlier_attempt(job, self._settings.salvage)
         if outcome is None:
             outcome = self._attempt(job)
         row = {**outcome.row, "worker": self._name}
@@ -855,9 +859,9 @@ class _Worker:
         return _attempt(job, self._settings, self._model, self._overwrite, None)
 
 
-def _earlier_attempt(job: Job, sample_rate: int, salvage: bool) -> Outcome | None:
+def _earlier_attempt(job: Job, salvage: bool) -> Outcome | None:
     """The outcome of a job whose worker was lost after it had renamed the output and before it could say so."""
-    if not os.path.isfile(job.target) or _fault(job, sample_rate, salvage):
+    if not os.path.isfile(job.target) or _fault(job, salvage):
         return None
     why = "its worker was lost before it could tell the figures"
     text = f"{job.source} → {job.target}  {audio.clock(job.seconds)}  done; {why}"
@@ -867,7 +871,6 @@ def _earlier_attempt(job: Job, sample_rate: int, salvage: bool) -> Outcome | Non
 
 def _by_ray(
     todo: Sequence[tuple[int, Job]],
-    sample_rate: int,
     settings: Settings,
     workers: int,
     overwrite: bool,
@@ -883,7 +886,7 @@ def _by_ray(
         items = [{"index": index, "job": job} for index, job in todo]
         dataset = data.from_items(items, override_num_blocks=min(len(items), _RAY_BLOCKS)).map(
             _Worker,
-            fn_constructor_args=(_for_workers(settings), sample_rate, overwrite),
+            fn_constructor_args=(_for_workers(settings), overwrite),
             compute=data.ActorPoolStrategy(size=min(workers, len(items)), max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=int(needs_gpu),
@@ -896,7 +899,7 @@ def _by_ray(
                 progress(done, total)
     for index, job in left.items():
         lost = AudioError(f"{job.source}: every worker that took it was lost; extend it alone to see why")
-        outcome = None if overwrite else _earlier_attempt(job, sample_rate, settings.salvage)
+        outcome = None if overwrite else _earlier_attempt(job, settings.salvage)
         yield index, outcome or _failure(job.source, job.target, lost)
 
 

@@ -56,9 +56,15 @@ def _build_parser() -> tuple[_Parser, tuple[str, ...]]:
     extend.add_argument("--manifest", metavar="FILE", help="inputs from JSON lines or CSV: path, output, cutoff")
     extend.add_argument("--name", default=None, metavar="PATTERN", help="names of outputs (default: {stem}.bwe.{ext})")
     extend.add_argument("--format", metavar="EXT", help="wav, flac, mp3, ogg or opus (default: that of the input)")
-    extend.add_argument("--sr", type=int, choices=(16_000, 24_000, 44_100, 48_000), help="sample rate of the output")
+    extend.add_argument(
+        "--sr", type=int, choices=(16_000, 24_000, 44_100, 48_000),
+        help="sample rate of the output (default: the model's, or IN's where that is higher)",
+    )  # fmt: skip
     extend.add_argument("--bits", default="keep", choices=("keep", "16", "24", "32f"), help="bits per sample (default: keep)")
     extend.add_argument("--amount", type=_share, default=1.0, metavar="0..1", help="share of the generated band (default: 1)")
+    extend.add_argument(
+        "--stereo", default="auto", choices=("auto", "independent", "mid-side"), help="what of two channels is extended",
+    )  # fmt: skip
     extend.add_argument("--force", action="store_true", help="extend also what is full-band already")
     extend.add_argument("--salvage", action="store_true", help="keep the readable part of damaged inputs")
     extend.add_argument("--nan", default="refuse", choices=("refuse", "zero"), help="what to do with NaN and Inf in the input")
@@ -244,12 +250,12 @@ def _extend(args: argparse.Namespace) -> int:
     settings = batch.Settings(
         model=args.model, device=args.device, backend=args.backend, threads=args.threads, cutoff=args.cutoff,
         sample_rate=args.sr, amount=args.amount, bits=args.bits, salvage=args.salvage, nan=args.nan, force=args.force,
-        tags=not args.no_tags, spectrogram=args.spectrogram,
+        tags=not args.no_tags, spectrogram=args.spectrogram, stereo=args.stereo,
     )  # fmt: skip
     with _terminable(), contextlib.closing(batch.Bar()) as bar:
         plan = batch.plan(
-            args.inputs, args.output, sample_rate=settings.output_rate(), recursive=args.recursive,
-            name=args.name or batch.NAME, format=args.format, manifest=args.manifest,
+            args.inputs, args.output, sample_rate=settings.output_rate(), keep_rate=args.sr is None,
+            recursive=args.recursive, name=args.name or batch.NAME, format=args.format, manifest=args.manifest,
         )  # fmt: skip
         many = len(plan.jobs) + len(plan.refused) > 1
         if args.report and args.manifest:
@@ -302,6 +308,7 @@ def _extend_pipe(args: argparse.Namespace) -> int:
         report = infer.extend(
             source, target, model, args.cutoff, args.overwrite, sample_rate=args.sr, amount=args.amount, bits=args.bits,
             salvage=args.salvage, nan=args.nan, force=args.force, tags=not args.no_tags, spectrogram=args.spectrogram,
+            stereo=args.stereo,
         )  # fmt: skip
     if args.report:
         runs.write_text(Path(os.path.realpath(args.report)), json.dumps(report.to_dict()) + "\n")

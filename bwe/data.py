@@ -1,10 +1,9 @@
-"""Training data: folders and manifests, speaker splits, packed shards, and crops that depend on their index alone."""
+"""Training data: packed shards, and crops that depend on their index alone. What there is to pack, `corpora` says."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from multiprocessing.process import BaseProcess
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from bwe import degrade, dsp
+from bwe import corpora, degrade, dsp, pitch
 from bwe.errors import AudioError, BweError, ConfigError, OutputError
 
 _FORMAT = 2
@@ -40,70 +39,6 @@ _ATTEMPTS = 10
 _PACK_AGAIN = "delete the folder and pack the recordings again (bwe prepare)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One recording: `path`, its `speaker` (or track, or instrument), `split`, and where its own content ends in Hz
-    (0: unknown, taken as half its sample rate). `seconds` is 0 where it is unknown."""
-
-    path: str
-    speaker: str
-    split: str = "train"
-    cutoff_hz: float = 0.0
-    seconds: float = 0.0
-
-
-def clips(root: str | os.PathLike[str], cls: str | None = None, split: str | None = None) -> list[Clip]:
-    """Lists the recordings below a folder.
-
-    With a `manifest.csv` in `root` (columns path, and if known cls, split, speaker, cutoff_hz, seconds) its rows, filtered
-    by `cls` and `split`; without, every audio file, the name of its folder taken as the speaker.
-
-    Raises:
-        ConfigError: no such folder, or nothing in it after filtering.
-    """
-    folder = Path(root)
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such data folder; give one with data=FOLDER")
-    manifest = folder / "manifest.csv"
-    if manifest.is_file():
-        with manifest.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if rows and "path" not in rows[0]:
-            raise ConfigError(f"{manifest}: no column 'path'; its columns are {', '.join(rows[0])}")
-        found = [
-            Clip(
-                path=str(folder / row["path"]),
-                speaker=row.get("speaker") or Path(row["path"]).parent.name,
-                split=row.get("split") or "train",
-                cutoff_hz=float(row.get("cutoff_hz") or 0),
-                seconds=float(row.get("seconds") or 0),
-            )
-            for row in rows
-            if (cls is None or row.get("cls", cls) == cls) and (split is None or (row.get("split") or "train") == split)
-        ]
-    else:
-        suffixes = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".caf", ".w64"}
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-        found = [Clip(path=str(p), speaker=p.parent.name) for p in files]
-        if split is not None:
-            found = [c for c in speaker_split(found) if c.split == split]
-    if not found:
-        of_split = f" of split {split!r}" if split else ""
-        hint = "; splits are of speakers (folders), or the column 'split' of a manifest.csv" if split else ""
-        raise ConfigError(f"{folder}: no recordings{of_split}{hint}; is it the right folder?")
-    return found
-
-
-def speaker_split(all_clips: Sequence[Clip], valid: float = 0.05, test: float = 0.05, seed: int = 0) -> list[Clip]:
-    """Assigns "train", "valid" and "test" by speaker: nobody is heard in two of them. Shares count speakers."""
-    speakers = sorted({c.speaker for c in all_clips})
-    order = np.random.default_rng(seed).permutation(len(speakers))
-    n_valid, n_test = round(valid * len(speakers)), round(test * len(speakers))
-    names = ["valid"] * n_valid + ["test"] * n_test + ["train"] * (len(speakers) - n_valid - n_test)
-    split = {speakers[i]: name for i, name in zip(order, names, strict=True)}
-    return [Clip(**{**asdict(c), "split": split[c.speaker]}) for c in all_clips]
-
-
 def prepare(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -111,7 +46,7 @@ def prepare(
     cls: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Packs the splits "train" and "valid" of a folder of recordings (see `clips`) into `out/train` and `out/valid`.
+    """Packs the splits "train" and "valid" of a folder of recordings (see `corpora.clips`) into `out/train` and `out/valid`.
 
     A split that is complete already is left as it is (`verify` checks it to the last bit). `say` gets a line per split.
 
@@ -129,7 +64,7 @@ def prepare(
                 )
             say(f"{split}: {len(index['clips'])} recordings in {target} already; delete that folder to pack them again")
             continue
-        found = clips(folder, cls, split)
+        found = corpora.clips(folder, cls, split)
         say(f"{split}: packing {len(found)} recordings")
         quarantined = pack(found, target, sample_rate, folder)
         if quarantined:
@@ -137,7 +72,7 @@ def prepare(
 
 
 def pack(
-    all_clips: Sequence[Clip],
+    all_clips: Sequence[corpora.Clip],
     folder: str | os.PathLike[str],
     sample_rate: int,
     root: str | os.PathLike[str] | None = None,
@@ -252,7 +187,7 @@ def _crc32(path: Path) -> int:
     return value
 
 
-def _manifest_sha256(all_clips: Sequence[Clip], root: str | os.PathLike[str] | None) -> str:
+def _manifest_sha256(all_clips: Sequence[corpora.Clip], root: str | os.PathLike[str] | None) -> str:
     manifest = Path(root) / "manifest.csv" if root is not None else None
     if manifest is not None and manifest.is_file():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()
@@ -332,6 +267,7 @@ class CropConfig:
         mix_of: how many recordings a mix holds, least and most.
         mix_db: level (RMS) of the recordings that are added, in dB relative to the first.
         mix_top_hz: range in Hz where mixes end, target and input alike, as released music does; (0, 0): where they do.
+        stability: items also have `stability` `(N,)`, of the target's F0 on `pitch.frame_count` frames; needs the extra `f0`.
         pair_share: share of items that are crops of real pairs, of a body and an air microphone, where there are any.
         pair_deviation_db: standard deviation of the smooth random curve that the body signal of a pair gets: a few pairs are a
             few sensors.
@@ -347,6 +283,7 @@ class CropConfig:
     mix_of: tuple[int, int] = (2, 3)
     mix_db: tuple[float, float] = (-12.0, 6.0)
     mix_top_hz: tuple[float, float] = (0.0, 0.0)
+    stability: bool = False
     pair_share: float = 0.0
     pair_deviation_db: float = 2.0
 
@@ -391,14 +328,14 @@ class Pairs:
         self._cumulative = np.cumsum([clip["length"] for clip in self.clips])
 
     def read(self, number: int, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """Body and air signal `(T,)` of a pair, or `count` samples of them from `first` on. Raises OSError."""
+        """Body and air signal `(T,)` of a pair, or `count` samples of them from `first` on. Raises OSError, naming it."""
         clip = self.clips[number]
         count = clip["length"] if count is None else count
-        body, air = (
-            torch.from_numpy(side[clip["shard"]].read(clip["start"] + first, count).astype(np.float32) / 32767)
-            for side in (self._body, self._air)
-        )
-        return body, air
+        try:
+            body, air = (side[clip["shard"]].read(clip["start"] + first, count) for side in (self._body, self._air))
+        except OSError as error:
+            raise OSError(f"{clip['path']} ({error})") from error
+        return torch.from_numpy(body.astype(np.float32) / 32767), torch.from_numpy(air.astype(np.float32) / 32767)
 
     def crop(self, rng: np.random.Generator, length: int) -> tuple[Tensor, Tensor]:
         """`length` samples of both from a random place; of shorter pairs all, and silence."""
@@ -474,20 +411,26 @@ class Crops(Dataset[dict[str, Tensor]]):
         return 2**62
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.config.seed, index, _ATTEMPTS])
-        if self.config.pair_share and rng.random() < self.config.pair_share:
-            return self._real_pair(rng, index)
         for attempt in range(_ATTEMPTS):
             rng = np.random.default_rng([self.config.seed, index, attempt])
             try:
-                x, top_hz = self._draw(rng, index, attempt)
-                if self.config.mix_share and rng.random() < self.config.mix_share:
-                    x, top_hz = self._mixed(x, top_hz, rng, index)
-                break
+                item = self._item(rng, index, attempt)
+                if self.config.stability:
+                    f0 = pitch.estimate(item["target"][0], self.sample_rate, method="dio")
+                    item["stability"] = torch.from_numpy(pitch.stability(f0)).float()
+                return {**item, "bad": torch.tensor(float(attempt > 0))}
             except OSError as error:
                 last = str(error)
-        else:
-            raise AudioError(f"{self.folder}: {_ATTEMPTS} recordings in a row cannot be read, the last {last}; check the disk")
+        raise AudioError(f"{self.folder}: {_ATTEMPTS} recordings in a row cannot be read, the last {last}; check the disk")
+
+    def _item(self, rng: np.random.Generator, index: int, attempt: int) -> dict[str, Tensor]:
+        """All of an item but `bad`. Raises OSError, naming the recording."""
+        c = self.config
+        if c.pair_share and rng.random() < c.pair_share:
+            return self._real_pair(rng, index)
+        x, top_hz = self._draw(rng, index, attempt)
+        if c.mix_share and rng.random() < c.mix_share:
+            x, top_hz = self._mixed(x, top_hz, rng, index)
         parameters = self.degradation.sample(rng, 1, item=index)
         pair = self.degradation.apply(x[None, None], self.sample_rate, parameters)
         return {
@@ -495,7 +438,6 @@ class Crops(Dataset[dict[str, Tensor]]):
             "target": pair.target[0],
             "cutoff_hz": pair.cutoff_hz[0],
             "top_hz": torch.tensor(top_hz, dtype=torch.float32),
-            "bad": torch.tensor(float(attempt > 0)),
         }
 
     def _with_air(self, body: Tensor, air: Tensor, rng: np.random.Generator, index: int) -> Tensor:
@@ -528,7 +470,6 @@ class Crops(Dataset[dict[str, Tensor]]):
             "target": air,
             "cutoff_hz": torch.tensor(self.degradation.config.bone.cutoff_hz, dtype=torch.float32),
             "top_hz": torch.tensor(self.sample_rate / 2, dtype=torch.float32),
-            "bad": torch.tensor(0.0),
         }
 
     def _mixed(self, x: Tensor, top_hz: float, rng: np.random.Generator, index: int) -> tuple[Tensor, float]:

@@ -41,7 +41,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from bwe import __version__, audio, containers, data, degrade, dsp, evaluation_page, infer, perceptual, runs
+from bwe import __version__, audio, containers, corpora, degrade, dsp, evaluation_page, infer, perceptual, runs
 from bwe import metrics as measures
 from bwe.errors import AudioError, BweError, ConfigError, OutputError, nearest
 from bwe.evaluation_page import Clip
@@ -612,7 +612,7 @@ def _recordings(
         if (root / "manifest.csv").is_file():
             inside = [
                 _Recording(path.resolve().relative_to(top).as_posix(), clip.speaker, (path,))
-                for clip in data.clips(root, cls=cls, split=split)
+                for clip in corpora.clips(root, cls=cls, split=split)
                 if (path := Path(clip.path)).resolve().is_relative_to(top)
             ]
             if not inside:

@@ -237,6 +237,8 @@ def _source(model: str | os.PathLike[str] | nn.Module) -> tuple[generators.SEANe
         net, meta, _ = hub.read(model)
     if not isinstance(net, generators.SEANet):
         raise ModelError(f"{model}: a {meta['arch']} cannot be exported to ONNX; only a seanet can")
+    if net.config.air or net.config.features:
+        raise ModelError(f"{model}: hears several microphones or has features of frames; it runs in PyTorch, not in ONNX")
     return net, meta
 
 

@@ -13,6 +13,7 @@ Feature = Literal["f0", "bank", "direction"]
 
 _BANDS = 20
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 400.0
+_OCTAVE_COST = 0.03
 _FLOOR = 1e-8
 
 
@@ -20,7 +21,7 @@ class FrameFeatures(nn.Module):
     """Features of every `hop` samples, from signals `(B, 1 + A, T)`: a body microphone and A air microphones.
 
     * "f0": of the body signal, which noise in the air hardly reaches: log2 of the frequency over 150 Hz at the largest peak of
-      the normalised autocorrelation (Boersma 1993, eq. 9, without its interpolation), and that peak's height;
+      the normalised autocorrelation (Boersma 1993, eq. 9 and its octave cost, without interpolation), and that peak's height;
     * "bank": log-energies of each signal in ERB-spaced bands (Glasberg & Moore 1990);
     * "direction", for two air microphones: cosine and sine of their phase difference in each of these bands, and their level
       difference. A talker straight ahead reaches both at once; noise comes from elsewhere.
@@ -80,7 +81,10 @@ class FrameFeatures(nn.Module):
         shortest, longest = (math.ceil(self.sample_rate / hz) for hz in (_HIGHEST_HZ, _LOWEST_HZ))
         lags = slice(shortest, longest + 1)
         normal = own[..., lags] / own[..., :1].clamp(min=_FLOOR) / self.of_window[lags]
-        height, place = normal.max(-1)
+        # Of peaks as high, the shortest: multiples of a period are periods, too.
+        octaves = torch.log2(torch.arange(shortest, longest + 1, device=own.device) / shortest)
+        place = (normal - _OCTAVE_COST * octaves).argmax(-1)
+        height = normal.gather(-1, place[..., None])[..., 0]
         hz = self.sample_rate / (place + shortest)
         return torch.stack([torch.log2(hz / 150) * height.clamp(0, 1), height.clamp(-1, 1)], dim=1)
 

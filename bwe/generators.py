@@ -305,14 +305,14 @@ class SEANet(nn.Module):
 
     def modulation(self, cutoff_hz: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Scale and shift of every level, `(B, D, 1, 1)` each, in the order of their use, of the cut-offs `(B,)` in Hz."""
+        if self.config.told_hz:
+            cutoff_hz = torch.full_like(cutoff_hz, self.config.told_hz)
         condition = self.embedding(cutoff_hz) if self.embedding else torch.zeros_like(cutoff_hz)[:, None]
         return [film(condition) for film in (*self.encoder_film, *self.bottleneck_film, *reversed(self.decoder_film))]
 
     def tell(self, cutoff_hz: Tensor) -> Told:
         """What the network makes of the cut-offs `(B,)` in Hz; a stream needs it once."""
         cutoff_hz = cutoff_hz.to(dtype=torch.float32)
-        if self.config.told_hz:
-            cutoff_hz = torch.full_like(cutoff_hz, self.config.told_hz)
         splice = cutoff_hz
         if self.causal:
             weights = dsp.causal_splice_weights(self.sample_rate, cutoff_hz.cpu().numpy(), self.delay, self.config.bands)

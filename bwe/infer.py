@@ -30,6 +30,7 @@ DEFAULT_MODEL = "speech-48k"
 SCHEMA = 1  # of the objects in a table of results
 TARGET_RATES = (16_000, 24_000, 44_100, 48_000)
 Bits = Literal["keep", "16", "24", "32f"]
+Stereo = Literal["auto", "independent", "mid-side"]
 
 _NULL_GUARD_HZ = 300.0
 _HIGHEST_FORCED = 0.95  # of half the rate: above it the splice has no room
@@ -38,6 +39,8 @@ _CHUNK_SECONDS = 10.0
 # Through the network: what its activations take does not grow with the number of channels.
 _CHANNELS_AT_ONCE = 2
 _MANY_CHANNELS = 32
+_OPPOSED = -0.5  # correlation of two channels from which on one of them is taken to be inverted
+_WEAK_SIDE = 10 ** (-20 / 10)  # power of the side over that of the mid, up to which they are what is extended
 
 Audio = TypeVar("Audio", np.ndarray, Tensor)
 
@@ -52,9 +55,11 @@ class Runner(Protocol):
     delay: int
     latency: int
     receptive_field: int
+    told_hz: float
+    inputs: int
 
     def __call__(self, x: np.ndarray, cutoff_hz: np.ndarray) -> np.ndarray:
-        """`(B, 1, T)`, `(B,)` -> `(B, 1, T)`."""
+        """`(B, inputs, T)`, `(B,)` -> `(B, 1, T)`."""
 
     def stream(self, cutoff_hz: np.ndarray) -> Stream:
         """Where it is `streaming`, from silence on."""
@@ -79,6 +84,8 @@ class _Torch:
         self.causal = bool(getattr(generator, "causal", False))
         self.streaming = self.causal and isinstance(generator, generators.SEANet)
         self.delay, self.latency = (int(getattr(generator, name, 0)) for name in ("delay", "latency"))
+        config = getattr(generator, "config", None)
+        self.told_hz, self.inputs = float(getattr(config, "told_hz", 0)), 1 + int(getattr(config, "air", 0))
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +122,9 @@ class Extender:
         meta: contents of its config.json; empty for a generator that was not read from a folder.
         receptive_field: samples on either side, at `sample_rate`, that can change an output sample.
         causal: whether it looks only back, so that `stream` can be used.
+        keeps_band: whether the known band comes out as it went in; a model for body microphones makes the whole band anew, and
+            no cut-off is looked for.
+        inputs: channels that it hears at once to make one: 1, or a body microphone and the air microphones beside it.
         generator: the network itself: a module in eval mode, or an `onnx_backend.OnnxGenerator`.
     """
 
@@ -124,6 +134,8 @@ class Extender:
         self.sample_rate: int = self._runner.sample_rate
         self.receptive_field: int = self._runner.receptive_field
         self.causal: bool = self._runner.causal
+        self.keeps_band: bool = not self._runner.told_hz
+        self.inputs: int = self._runner.inputs
         self.meta = meta or {}
         self.card = card
         self.folder = folder
@@ -159,46 +171,68 @@ class Extender:
             raise ConfigError(f"device {str(device)!r} cannot be used ({str(error).splitlines()[0]})") from None
         return self
 
-    def __call__(self, x: Audio, sr: int, cutoff: float | None = None, chunk_seconds: float | None = _CHUNK_SECONDS) -> Audio:
+    def __call__(
+        self,
+        x: Audio,
+        sr: int,
+        cutoff: float | None = None,
+        chunk_seconds: float | None = _CHUNK_SECONDS,
+        stereo: Stereo = "auto",
+    ) -> Audio:
         """Resample ``x`` to `sample_rate` and fill the band above its cut-off.
 
         Args:
             x: numpy array or torch tensor of any float type, ``(T,)``, ``(C, T)`` or ``(B, C, T)``, full scale ±1.
-                Channels are extended independently; a signal's cut-off is found over all of its channels.
+                A signal's cut-off is found over all of its channels.
             sr: sample rate of ``x`` in Hz.
             cutoff: where the known band ends, in Hz; None finds it in each of the B signals. A causal model, which could not
                 look ahead for it in a stream, takes the end of the input's band instead: half of ``sr``, or the pass band of
                 the resampling where ``sr`` is below `sample_rate`.
             chunk_seconds: length of the pieces a long signal is processed in (memory, not the result, depends on it);
                 None takes it in one piece.
+            stereo: how two channels are extended: "independent", each alone, as more than two always are; "mid-side", half
+                their sum and half their difference; "auto" chooses for each of the B signals: mid and side where the side is
+                20 dB weaker, so that the centre stays in the centre, else independently, the second inverted where they are
+                mostly out of phase. A causal model, which could not know that in time, takes "auto" for "independent".
 
         Returns:
-            The same kind, float type and device, the same leading shape, ``dsp.resampled_length(T, sr, sample_rate)``
+            The same kind, float type and device, the same leading shape (one channel where a model has more `inputs`),
+            ``dsp.resampled_length(T, sr, sample_rate)``
             samples; below ``cutoff - 300`` Hz equal to the resampled input. A signal that is full-band already is only
             resampled.
 
         Raises AudioError (no float array, a shape that looks transposed, NaN or Inf, a sample rate outside 2 to
-        384 kHz), ConfigError (a cut-off that is no frequency below half the sample rates, a chunk length ≤ 0, a causal model
-        that is not told the cut-off of a signal at its own rate).
+        384 kHz), ConfigError (a cut-off that is no frequency below half the sample rates, a chunk length ≤ 0, another
+        value of ``stereo``, a causal model that is not told the cut-off of a signal at its own rate).
         """
         signals = _as_signals(x, sr)
         if chunk_seconds is not None and not 0 < chunk_seconds < math.inf:
             raise ConfigError(f"chunk_seconds must be above 0, not {chunk_seconds!r}; None takes the signal in one piece")
+        _check_stereo(stereo)
         given = self._given_cutoff(cutoff, sr)
         resampled = dsp.resample(signals.to(self.device), int(sr), self.sample_rate).cpu().numpy()
-        y = np.empty_like(resampled)
+        if self.inputs > 1 and signals.shape[1] != self.inputs:
+            raise AudioError(
+                f"audio of shape {tuple(x.shape)}: this model hears {self.inputs} microphones at once, (…, {self.inputs}, T)"
+            )
+        y = np.empty_like(resampled if self.inputs == 1 else resampled[:, :1])
         for signal, out in zip(resampled, y, strict=True):
             edge = given
             if edge is None:
                 found = min(dsp.detect_cutoff(signal, self.sample_rate), sr / 2)
                 edge = None if dsp.is_full_band(found, self.sample_rate) else found
-            start = 0
-            for block in self._filled([signal], len(signal), edge, chunk_seconds):
+            start, pair = 0, _Pair()
+            if edge is not None:
+                pair.add(signal)
+            turn = pair.turn(stereo, self.causal) if len(signal) == 2 and self.inputs == 1 else None
+            for block in self._filled([signal], len(signal), edge, chunk_seconds, turn):
                 out[:, start : start + block.shape[-1]] = block
                 start += block.shape[-1]
         return _like(x, y)
 
-    def stream(self, blocks: Iterable[Audio], sr: int, cutoff: float | None = None) -> Iterator[Audio]:
+    def stream(
+        self, blocks: Iterable[Audio], sr: int, cutoff: float | None = None, stereo: Stereo = "auto"
+    ) -> Iterator[Audio]:
         """Extend a live signal block by block, with a causal model: what comes out, joined, is what one call gives.
 
         Args:
@@ -206,6 +240,7 @@ class Extender:
                 channels; they may come from a microphone: each is processed when it comes.
             sr: their sample rate in Hz.
             cutoff: where the known band ends, in Hz; by default as for a call.
+            stereo: as for a call.
 
         Yields:
             All that a block completes, as soon as it does, and at the end the rest: `latency_seconds` later at most.
@@ -222,10 +257,11 @@ class Extender:
             raise ConfigError(
                 "a stream takes blocks one after the other: give it a list or a generator of arrays, or call the model"
             )
+        _check_stereo(stereo)
         given = self._given_cutoff(cutoff, sr)
-        return self._streamed(iter(blocks), int(sr), given)
+        return self._streamed(iter(blocks), int(sr), given, stereo)
 
-    def _streamed(self, blocks: Iterator[Audio], sr: int, cutoff: float | None) -> Iterator[Audio]:
+    def _streamed(self, blocks: Iterator[Audio], sr: int, cutoff: float | None, stereo: Stereo) -> Iterator[Audio]:
         first: Any = next(blocks, None)
         if first is None:
             return
@@ -249,7 +285,8 @@ class Extender:
                 taken += block.shape[-1]
             yield resampler.flush()
 
-        for y in self._filled(resampled(), channels, cutoff, None):
+        turn = _Pair().turn(stereo, causal=True) if channels == 2 else None
+        for y in self._filled(resampled(), channels, cutoff, None, turn):
             if y.shape[-1]:
                 yield _like(first, y)
 
@@ -268,6 +305,8 @@ class Extender:
     def _given_cutoff(self, cutoff: float | None, sr: int) -> float | None:
         """The cut-off as told, or the one that a causal model assumes; None where it is to be found."""
         _check_rate(sr)
+        if self._runner.told_hz:
+            return self._runner.told_hz
         if cutoff is not None:
             return _check_cutoff(cutoff, sr, self.sample_rate)
         if not self.causal:
@@ -280,25 +319,37 @@ class Extender:
         return hz
 
     def _filled(
-        self, blocks: Iterable[np.ndarray], channels: int, cutoff_hz: float | None, chunk_seconds: float | None
+        self,
+        blocks: Iterable[np.ndarray],
+        channels: int,
+        cutoff_hz: float | None,
+        chunk_seconds: float | None,
+        turn: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """Blocks `(C, n)` at `sample_rate` -> blocks `(C, m)` of the same length in all; None fills nothing."""
+        """Blocks `(C, n)` at `sample_rate` -> blocks `(C, m)` of the same length in all; None fills nothing.
+
+        What goes through the network is ``turn @ block`` (see `_Pair`), and what comes out is turned back.
+        """
         if cutoff_hz is None or not channels:
             yield from blocks
             return
         edges = np.full(channels, cutoff_hz, np.float32)
         engine = self._causally if self._runner.streaming else self._centred
-        for y in engine(blocks, edges, chunk_seconds):
+        back = None if turn is None else np.linalg.inv(turn).astype(np.float32)
+        for y in engine(blocks if turn is None else (turn @ block for block in blocks), edges, chunk_seconds):
             if not np.isfinite(y).all():
                 raise ModelError("the model's output is not finite; full scale is 1: scale the input down, or check the model")
-            yield y
+            yield y if back is None else back @ y
 
     def _on_grid(self, seconds: float) -> int:
         """Samples, a multiple of the hop and at least one."""
         return max(1, round(seconds * self.sample_rate / self._runner.hop)) * self._runner.hop
 
     def _in_groups(self, x: np.ndarray, edges: np.ndarray) -> np.ndarray:
-        """`(C, 1, T)` -> `(C, T)`, a few channels at once, always as many: alike ones stay alike to the last bit."""
+        """`(C, 1, T)` -> `(C, T)`, a few channels at once, always as many: alike ones stay alike to the last bit. A model
+        that hears all C at once makes `(1, T)`."""
+        if self.inputs > 1:
+            return self._runner(x.swapaxes(0, 1), edges[:1])[:, 0]
         size = min(len(x), _CHANNELS_AT_ONCE)
         out = []
         for first in range(0, len(x), size):
@@ -350,6 +401,59 @@ class Extender:
             held = held[:, whole:]
 
 
+class _Pair:
+    """What two channels have to do with one another, and what of them is extended.
+
+    The network is not linear: a little of another sound in one channel moves all of its highs. The voice of
+    examples/talk_48k.flac in the centre, amid ambience 24 dB below it, wanders by 1 to 5 dB with speech-48k where each
+    channel is extended alone; as mid and side it moves by 0.7 dB at most. But the highs of x and -x are nearly the same: on
+    music the difference is 3 to 6 dB below them, where that to the inverse is 5 to 6 dB above. Of a source on the far side
+    of the centre, inverted in the side signal, mid + side puts the highs on the wrong side: where sources sit left and
+    right, mid and side are off by 12 dB, the channels alone by 2 to 6. So mid and side are for a weak side. And of two
+    channels that are each other's inverse the second goes through inverted: its highs would be the same as the first's
+    otherwise.
+
+    benchmarks/README.md has the figures of the scenes and of the threshold, `benchmarks/stereo.py` measures them.
+    """
+
+    def __init__(self) -> None:
+        self._products = np.zeros((2, 2))
+        self._last = np.zeros((2, 0), np.float32)
+
+    def add(self, x: np.ndarray) -> None:
+        """`(C, n)` at the model's rate, the next samples.
+
+        Third differences weigh a signal towards the end of its band, which is where the missing one begins: bass does not say
+        who makes the highs.
+        """
+        if len(x) == 2:
+            held = np.concatenate([self._last, x], axis=-1)
+            self._last = held[:, -3:]
+            steps = np.diff(held, n=3)
+            self._products += np.einsum("in,jn->ij", steps, steps, dtype=np.float64)
+
+    def turn(self, stereo: Stereo, causal: bool) -> np.ndarray | None:
+        """`(2, 2)`, from the channels to what is extended, in powers of two: exact but for the rounding of a sum. None leaves
+        the channels as they are."""
+        (left, both), (_, right) = self._products.tolist()
+        if causal and stereo == "auto":
+            return None
+        side = -0.5 if right > left and not causal else 0.5
+        mid_side = np.array([[0.5, 0.5], [side, -side]], np.float32)
+        if stereo == "mid-side":
+            return mid_side
+        if stereo == "independent":
+            return None
+        if 0 < left + right - 2 * both < _WEAK_SIDE * (left + right + 2 * both):
+            return mid_side
+        return np.array([[1, 0], [0, -1]], np.float32) if both < _OPPOSED * math.sqrt(left * right) else None
+
+
+def _check_stereo(stereo: str) -> None:
+    if stereo not in get_args(Stereo):
+        raise ConfigError(f"stereo must be one of {', '.join(get_args(Stereo))}, not {stereo!r}")
+
+
 def _best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
@@ -361,7 +465,8 @@ def _and_end(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
 
 def _like(x: Audio, y: np.ndarray) -> Audio:
     """`y` with the leading shape, the kind, the type and the device of `x`."""
-    shaped = y.reshape(*x.shape[:-1], y.shape[-1])
+    channels = (y.shape[-2],) if x.ndim > 1 else ()
+    shaped = y.reshape(*x.shape[:-2], *channels, y.shape[-1])
     if isinstance(x, Tensor):
         return torch.from_numpy(shaped).to(device=x.device, dtype=x.dtype)
     return shaped.astype(x.dtype, copy=False)
@@ -452,7 +557,8 @@ class Report:
         in_path, out_path: names; "-" for the standard streams; out_path is None where the file was left alone.
         in_rate, out_rate: Hz. seconds: duration. channels: of both files. frames_in, frames_out: samples per channel.
         in_subtype, out_subtype: sample formats in libsndfile's names.
-        cutoff_hz: where the known band ends; cutoff_source: "auto" (found), "given", or "rate" (a causal model's assumption).
+        cutoff_hz: where the known band ends; cutoff_source: "auto" (found), "given", "rate" (a causal model's assumption), or
+            "model" (one that makes the whole band anew).
         filled: False where the input was full-band already.
         null_db: power of what changed below ``cutoff_hz - 300`` Hz over the power of the input, before quantisation.
         realtime: seconds of audio per second of work, reading and writing included.
@@ -494,6 +600,8 @@ class Report:
             return f"{name}  full-band already ({band}): left alone (--force or --cutoff extends it)"
         null = "−∞" if math.isinf(self.null_db) else f"{self.null_db:.0f}".replace("-", "−")
         known = f"known band kept to {band} (null {null} dB)"
+        if self.cutoff_source == "model":
+            known = "whole band made anew"
         if not self.filled:
             known = f"full-band already ({band}), nothing to fill"
         speed = f"{self.realtime:.0f}×" if self.realtime >= 9.95 else f"{self.realtime:.1f}×"
@@ -551,6 +659,13 @@ def _sha256(path: Path | None) -> str | None:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def output_rate(model_rate: int, in_rate: int) -> int:
+    """Sample rate in Hz of a file that a model of ``model_rate`` makes of one of ``in_rate``: the lowest of `TARGET_RATES` and
+    the model's own that is below neither; 48000 where the input's is higher than that."""
+    rates = sorted({*TARGET_RATES, model_rate})
+    return next((rate for rate in rates if rate >= max(model_rate, in_rate)), rates[-1])
+
+
 def default_output(in_path: Path, sample_rate: int, channels: int) -> Path:
     """``talk.flac`` → ``talk.bwe.flac`` beside it; ``.wav`` where that format cannot be written at this sample rate."""
     same = in_path.with_name(f"{in_path.stem}.bwe{in_path.suffix}")
@@ -566,6 +681,7 @@ class _Survey:
     frames: int
     cutoff_hz: float
     alike: bool  # all channels are
+    pair: _Pair
 
 
 def extend(
@@ -584,6 +700,7 @@ def extend(
     tags: bool = True,
     spectrogram: str | os.PathLike[str] | None = None,
     progress: Callable[[float, float], None] | None = None,
+    stereo: Stereo = "auto",
 ) -> Report:
     """Extend an audio file of any length to a new file, in constant memory; returns the `Report` of what was done.
 
@@ -597,7 +714,8 @@ def extend(
         model: a shipped name, a checkpoint folder, an exported .onnx, or a loaded `Extender`.
         cutoff: where the known band ends, in Hz; None finds it (a causal model takes the end of the input's band).
         overwrite: replace existing outputs.
-        sample_rate: of the output, 16000, 24000, 44100 or 48000 Hz; by default the model's.
+        sample_rate: of the output, 16000, 24000, 44100 or 48000 Hz; by default `output_rate`: the model's, or the file's where
+            that is higher, up to 48000. Above the model's the generated band is added to the input at the output's rate.
         amount: 0 to 1, how much of the generated band is mixed in.
         bits: "keep", "16", "24" or "32f".
         salvage: keep the readable part of a damaged input instead of refusing it.
@@ -606,6 +724,7 @@ def extend(
         tags: copy title, artist and so on, and name this software.
         spectrogram: PNG to write: before, after, difference.
         progress: called with (seconds done, seconds in all).
+        stereo: how two channels are extended, as for a call of the model.
 
     Raises AudioError (the input), OutputError (the output; checked before the work), ModelError, ConfigError. The output
     appears complete or not at all.
@@ -613,16 +732,17 @@ def extend(
     extender = model if isinstance(model, Extender) else load(model)
     started = time.perf_counter()
     rate = extender.sample_rate
-    out_rate = sample_rate or rate
-    if out_rate not in (*TARGET_RATES, rate):
-        raise ConfigError(f"no output rate {out_rate} Hz; use one of {', '.join(map(str, TARGET_RATES))}")
+    if sample_rate and sample_rate not in (*TARGET_RATES, rate):
+        raise ConfigError(f"no output rate {sample_rate} Hz; use one of {', '.join(map(str, TARGET_RATES))}")
     if not 0 <= amount <= 1:
         raise ConfigError(f"amount must be from 0 to 1, not {amount!r}")
     if bits not in get_args(Bits):
         raise ConfigError(f"bits must be one of {', '.join(get_args(Bits))}, not {bits!r}")
+    _check_stereo(stereo)
     picture = None if spectrogram is None else _writable_picture(Path(spectrogram), overwrite)
     with audio.Reader(in_path, salvage=salvage, nan=nan) as reader:
         info = reader.info
+        out_rate = sample_rate or output_rate(rate, info.sample_rate)
         target = _target(info, in_path, out_path, out_rate)
         if isinstance(target, Path):
             audio.check_output(target, overwrite)
@@ -631,7 +751,13 @@ def extend(
             subtype = {"PCM_24": "PCM_24", "PCM_32": "PCM_24", "FLOAT": "FLOAT", "DOUBLE": "FLOAT"}.get(info.subtype, "PCM_16")
         else:
             subtype = audio.SUBTYPES[bits]
-        audio.Writer(target, out_rate, info.channels, subtype, overwrite=overwrite)  # not opened: refuses what cannot be held
+        if extender.inputs > 1 and info.channels != extender.inputs:
+            raise AudioError(
+                f"{info.path}: has {info.channels} channel{'s' * (info.channels > 1)}; {extender.name} hears "
+                f"{extender.inputs} microphones at once, the body microphone first: give it a file with a channel for each"
+            )
+        out_channels = 1 if extender.inputs > 1 else info.channels
+        audio.Writer(target, out_rate, out_channels, subtype, overwrite=overwrite)  # not opened: refuses what cannot be held
         same = isinstance(target, Path) and os.path.exists(target) and info.path.exists() and target.samefile(info.path)
         in_sha256 = _sha256(info.path) if same else None
         given = extender._given_cutoff(cutoff, info.sample_rate)
@@ -645,21 +771,24 @@ def extend(
         null_db, clipped, peak = -math.inf, 0, 0.0
         if filled or not survey.frames or not isinstance(target, Path):
             frames_out = dsp.resampled_length(survey.frames, info.sample_rate, out_rate)
-            channels = 1 if survey.alike else info.channels
+            channels = 1 if survey.alike and extender.inputs == 1 else info.channels
+            made = 1 if extender.inputs > 1 else channels
             null = _Null(rate, hz)
             frames = dsp.resampled_length(survey.frames, info.sample_rate, rate)
             panels = [pictures.SpectrogramAccumulator(rate, frames) for _ in range(3 if picture else 0)]
-            last = dsp.Resampler(rate, out_rate, channels)
+            last = _Joined(info.sample_rate, rate, out_rate, made)
             named = {**info.tags, "software": f"bwe {bwe.__version__}"} if tags else None
             with audio.Writer(
-                target, out_rate, info.channels, subtype, frames=frames_out, overwrite=overwrite, tags=named
+                target, out_rate, out_channels, subtype, frames=frames_out, overwrite=overwrite, tags=named
             ) as writer:
-                for before, after in _pairs(reader, extender, hz if filled else None, channels, amount, tell):
+                edge = hz if filled else None
+                turn = survey.pair.turn(stereo, extender.causal) if made == 2 else None
+                for before, after in _pairs(reader, extender, edge, channels, amount, tell, turn, last.hear):
                     null.add(before, after)
                     for panel, x in zip(panels, (before, after, after - before), strict=False):
                         panel.add(x)
-                    writer.write(_spread(last.push(after), info.channels))
-                writer.write(_spread(last.flush(frames_out), info.channels))
+                    writer.write(_spread(last.push(before, after), out_channels))
+                writer.write(_spread(last.flush(frames_out), out_channels))
                 if picture is not None:
                     drawn = pictures.comparison(panels[0], panels[1], panels[2], hz if filled else None, info.path.name)
                     runs.write_bytes(picture, drawn)
@@ -671,12 +800,12 @@ def extend(
             in_path=info.path,
             in_rate=info.sample_rate,
             out_rate=out_rate,
-            channels=info.channels,
+            channels=out_channels,
             seconds=float(Fraction(survey.frames, info.sample_rate)),
             frames_in=survey.frames,
             in_subtype=info.subtype,
             cutoff_hz=hz,
-            cutoff_source="given" if cutoff is not None else "rate" if given is not None else "auto",
+            cutoff_source=_source(extender, cutoff, given),
             filled=filled,
             null_db=null_db,
             realtime=survey.frames / info.sample_rate / elapsed,
@@ -691,6 +820,12 @@ def extend(
             warnings=tuple(reader.warnings),
             **out_info,
         )
+
+
+def _source(extender: Extender, told: float | None, given: float | None) -> str:
+    if not extender.keeps_band:
+        return "model"
+    return "given" if told is not None else "rate" if given is not None else "auto"
 
 
 def _target(
@@ -735,17 +870,25 @@ _SURVEY_SHARE = 0.1
 
 def _survey(reader: audio.Reader, extender: Extender, detect: bool, tell: Callable[[float, float], None]) -> _Survey:
     info, rate = reader.info, extender.sample_rate
+    pairs = info.channels == 2 and not extender.causal
     resampler, detector = dsp.Resampler(info.sample_rate, rate, info.channels), dsp.CutoffDetector(rate)
-    frames, alike = 0, info.channels > 1
+    frames, alike, pair = 0, info.channels > 1, _Pair()
+
+    def add(resampled: np.ndarray) -> None:
+        if pairs:
+            pair.add(resampled)
+        if detect:
+            detector.add(resampled)
+
     for block in reader.blocks():
         frames += block.shape[-1]
         alike = alike and bool((block[1:] == block[:1]).all())
-        if detect:
-            detector.add(resampler.push(block))
+        if detect or pairs:
+            add(resampler.push(block))
         tell(block.shape[-1] / info.sample_rate, _SURVEY_SHARE)
-    if detect and frames:
-        detector.add(resampler.flush())
-    return _Survey(frames, detector.cutoff_hz(), alike)
+    if (detect or pairs) and frames:
+        add(resampler.flush())
+    return _Survey(frames, detector.cutoff_hz(), alike, pair)
 
 
 def _pairs(
@@ -755,8 +898,10 @@ def _pairs(
     channels: int,
     amount: float,
     tell: Callable[[float, float], None],
+    turn: np.ndarray | None,
+    hear: Callable[[np.ndarray], None],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The first ``channels`` of a file at the model's rate, `(C, n)` before and after."""
+    """The first ``channels`` of a file at the model's rate, `(C, n)` before and after; ``hear`` is given them as read."""
     info = reader.info
     resampler = dsp.Resampler(info.sample_rate, extender.sample_rate, channels)
     waiting = np.zeros((channels, 0), np.float32)
@@ -764,7 +909,9 @@ def _pairs(
     def resampled() -> Iterator[np.ndarray]:
         nonlocal waiting
         for block in reader.blocks():
-            y = resampler.push(np.ascontiguousarray(block[:channels]))
+            used = np.ascontiguousarray(block[:channels])
+            hear(used if extender.inputs == 1 else used[:1])
+            y = resampler.push(used)
             waiting = np.concatenate([waiting, y], axis=-1)
             yield y
             tell(block.shape[-1] / info.sample_rate, 1 - _SURVEY_SHARE)
@@ -772,9 +919,47 @@ def _pairs(
         waiting = np.concatenate([waiting, y], axis=-1)
         yield y
 
-    for after in extender._filled(resampled(), channels, cutoff_hz, _CHUNK_SECONDS):
-        before, waiting = waiting[:, : after.shape[-1]], waiting[:, after.shape[-1] :]
+    for after in extender._filled(resampled(), channels, cutoff_hz, _CHUNK_SECONDS, turn):
+        before, waiting = waiting[: len(after), : after.shape[-1]], waiting[:, after.shape[-1] :]
         yield before, after if amount == 1 else before + np.float32(amount) * (after - before)
+
+
+class _Joined:
+    """The output at its own rate, of what a model makes at its rate.
+
+    Below the model's rate that is resampled. Above it only what the model has added is, and the rest is the input: it keeps
+    what lies beyond the model's band, and at its own rate every sample.
+    """
+
+    def __init__(self, in_rate: int, rate: int, out_rate: int, channels: int) -> None:
+        self._last = dsp.Resampler(rate, out_rate, channels)
+        self._direct = dsp.Resampler(in_rate, out_rate, channels) if out_rate > rate else None
+        self._kept = self._added = np.zeros((channels, 0), np.float32)
+
+    def hear(self, block: np.ndarray) -> None:
+        """`(C, n)` of the input."""
+        if self._direct is not None:
+            self._kept = np.concatenate([self._kept, self._direct.push(block)], axis=-1)
+
+    def push(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """`(C, n)` each at the model's rate -> `(C, m)`, all that they complete."""
+        if self._direct is None:
+            return self._last.push(after)
+        return self._sum(self._last.push(after - before))
+
+    def flush(self, length: int) -> np.ndarray:
+        """The rest of ``length`` samples."""
+        if self._direct is None:
+            return self._last.flush(length)
+        self._kept = np.concatenate([self._kept, self._direct.flush(length)], axis=-1)
+        return self._sum(self._last.flush(length))
+
+    def _sum(self, added: np.ndarray) -> np.ndarray:
+        self._added = np.concatenate([self._added, added], axis=-1)
+        ready = min(self._kept.shape[-1], self._added.shape[-1])
+        y = self._kept[:, :ready] + self._added[:, :ready]
+        self._kept, self._added = self._kept[:, ready:], self._added[:, ready:]
+        return y
 
 
 def _spread(x: np.ndarray, channels: int) -> np.ndarray:

@@ -148,6 +148,31 @@ class LogMel(nn.Module):
         return torch.stack(terms).mean()
 
 
+class SourceAdaptive(nn.Module):
+    """Fine structure where a pitch is held, envelope where none is: per frame, `2 s H + 2 (1 - s) E` with the stability s of
+    F0 (`pitch.stability`), H the L1 distance of log-magnitude STFTs and E that of log-mel spectrograms, in nepers; the mean
+    over resolutions. At s = 0.5 throughout it is the sum of the two.
+    """
+
+    def __init__(self, sample_rate: int, fft_sizes: tuple[int, ...], mels: int = 40) -> None:
+        super().__init__()
+        self.sample_rate, self.fft_sizes, self.mels = sample_rate, fft_sizes, mels
+
+    def forward(self, estimate: Tensor, reference: Tensor, stability: Tensor) -> Tensor:
+        """`(B, 1, T)`, `(B, 1, T)`, `(B, N)` spread evenly over T -> scalar."""
+        terms = []
+        for n_fft in self.fft_sizes:
+            bank = dsp.mel_filterbank(self.sample_rate, n_fft, self.mels).to(estimate.device)
+            floor = bank.sum(0).clamp(min=1.0)[:, None] * POWER_FLOOR
+            powers = [dsp.power_spectrogram(x[:, 0], n_fft, n_fft // 4) for x in (estimate, reference)]
+            fine = [power.clamp(min=POWER_FLOOR).log() for power in powers]
+            envelope = [(bank.T @ power + floor).log() for power in powers]
+            harmonic, noise = ((a - b).abs().mean(-2) / 2 for a, b in (fine, envelope))
+            held = F.interpolate(stability[:, None], size=harmonic.shape[-1], mode="linear", align_corners=True)[:, 0]
+            terms.append((2 * held * harmonic + 2 * (1 - held) * noise).mean())
+        return torch.stack(terms).mean()
+
+
 class BandEnergy(nn.Module):
     """Distance in level of broad bands (ERB-spaced, Glasberg & Moore 1990), as the root mean square over bands of the error
     in bels, like LSD's but of energies: it fixes the envelope and says nothing of the fine structure.

@@ -188,6 +188,7 @@ class OnnxGenerator:
         if numbers != numbers_of or flags["causal"] != config.causal or flags["streaming"] > config.causal:
             raise ModelError(f"{where}: its metadata contradict one another; export the model again")
         self.config = config
+        self.told_hz, self.inputs = config.told_hz, 1
         self.sample_rate, self.hop, self.delay, self.latency, self.receptive_field = numbers.values()
         self.causal, self.streaming = flags.values()
         self.precision, self.how_to_run = text["precision"], text["how_to_run"]

@@ -36,7 +36,7 @@ from bwe.errors import BweError, ConfigError, ModelError
 
 _DISCRIMINATORS = "discriminators.safetensors"
 # Parts of the reconstruction loss, each with its weight in `LossConfig`.
-RECONSTRUCTION = ("stft", "log_mel", "band_energy", "complex_mse", "magnitude_mse", "waveform_mse", "si_sdr", "own")
+RECONSTRUCTION = ("stft", "log_mel", "band_energy", "source", "complex_mse", "magnitude_mse", "waveform_mse", "si_sdr", "own")
 # Batches of non-finite steps that a run keeps; more would fill the disk of a run that is broken anyway.
 _MOST_DUMPS = 50
 
@@ -49,6 +49,7 @@ class LossConfig:
         fft_sizes: of the multi-resolution STFT loss.
         mel: (FFT size, mel bands) of the log-mel loss.
         stft, spectral_convergence, log_mel, band_energy: weights within the reconstruction loss.
+        source: the same of `losses.SourceAdaptive` on `fft_sizes`; crops then need `crops.stability`.
         complex_mse, magnitude_mse, waveform_mse: the same of losses that others train on (`losses.SpectralMSE`, and the mean
             square error of samples).
         si_sdr: the same of the scale-invariant signal-to-distortion ratio (Le Roux et al. 2019), in units of -10 dB.
@@ -63,6 +64,7 @@ class LossConfig:
     log_mel: float = 1.0
     band_energy: float = 1.0
     spectral_convergence: float = 0.0
+    source: float = 0.0
     complex_mse: float = 0.0
     magnitude_mse: float = 0.0
     waveform_mse: float = 0.0
@@ -99,8 +101,8 @@ class Recipe:
             `crops.pair_share` says) and `valid/` (measured instead of brick-wall inputs); empty for none.
         data_class: value of the manifest's column `cls` to train on; empty for all.
         arch, generator: architecture by its registered name, and its config.
-        whole_from: share of the sample rate from which on a recording that ends there counts as whole, and its end as its nature;
-            above the end of others nothing is learned, since there a converter or a codec has taken away what was.
+        whole_from: share of the sample rate from which on a recording that ends there counts as whole, and its end as its
+            nature; above the end of others nothing is learned, since there a converter or a codec has taken away what was.
         steps: optimisation steps of the generator; the first `reconstruction_steps` of them without discriminators.
         discriminator_every: generator steps per discriminator step.
         batch: crops per step, over all processes: the same recipe is the same training on one GPU and on eight.
@@ -163,6 +165,10 @@ class Recipe:
         balancer = self.losses.balancer
         if set(balancer.shares) != set(losses.TERMS) or (balancer.mode != "fixed" and balancer.shares["rec"] <= 0):
             raise ConfigError(f"losses.balancer.shares={balancer.shares}: give rec (above 0), feat and adv")
+        if self.losses.source and not self.crops.stability:
+            raise ConfigError(
+                f"losses.source={self.losses.source:g} weighs frames by the stability of F0; set crops.stability=true"
+            )
         if not any(getattr(self.losses, part) for part in RECONSTRUCTION) and self.reconstruction_steps:
             raise ConfigError(
                 f"reconstruction_steps={self.reconstruction_steps}, and every reconstruction loss is 0: give one a weight "
@@ -225,11 +231,12 @@ class GANTask:
             self._warm_start(recipe.init)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         c, rate = recipe.losses, recipe.generator.sample_rate
-        self.parts: dict[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] = {}
-        possible: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
+        self.parts: dict[str, tuple[float, Callable[..., Tensor]]] = {}
+        possible: dict[str, Callable[[], Callable[..., Tensor]]] = {
             "stft": lambda: losses.MultiResolutionSTFT(c.fft_sizes, c.spectral_convergence / c.stft).to(self.device),
             "log_mel": lambda: losses.LogMel(rate, c.mel).to(self.device),
             "band_energy": lambda: losses.BandEnergy(rate).to(self.device),
+            "source": lambda: losses.SourceAdaptive(rate, c.fft_sizes),
             "complex_mse": lambda: losses.SpectralMSE("complex").to(self.device),
             "magnitude_mse": lambda: losses.SpectralMSE("magnitude").to(self.device),
             "waveform_mse": lambda: nn.functional.mse_loss,
@@ -289,9 +296,14 @@ class GANTask:
             return x
         return dsp.band_limit(x, rate, top_hz.masked_fill(whole, float(rate))[:, None], width_hz=200.0)
 
-    def reconstruction(self, estimate: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted reconstruction loss of `(B, 1, T)` signals, and its parts."""
-        values = {name: loss(estimate, target) for name, (_, loss) in self.parts.items()}
+    def reconstruction(
+        self, estimate: Tensor, target: Tensor, stability: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted reconstruction loss of `(B, 1, T)` signals, and its parts; `stability` of F0 `(B, N)` for "source"."""
+        values = {
+            name: loss(estimate, target, stability) if name == "source" else loss(estimate, target)
+            for name, (_, loss) in self.parts.items()
+        }
         total = sum((self.parts[name][0] * value for name, value in values.items()), torch.zeros(()))
         return total, {f"loss/{name}": value.detach() for name, value in values.items()}
 
@@ -319,7 +331,7 @@ class GANTask:
             stepping = ["generator"]
             for part in parts:
                 fake, real, _ = self._generate(part)
-                rec, own = self.reconstruction(fake, real)
+                rec, own = self.reconstruction(fake, real, part.get("stability"))
                 log.add(own | {"loss/rec": rec.detach()})
                 (rec / len(parts)).backward()
         values = log.values()
@@ -352,7 +364,7 @@ class GANTask:
             fake, real, y = self._generate(part)
             with self._autocast():
                 maps_real, maps_fake = self.discriminator(real, subset), self.discriminator(fake, subset)
-            rec, values = self.reconstruction(fake, real)
+            rec, values = self.reconstruction(fake, real, part.get("stability"))
             terms = {"rec": rec} if self.parts else {}
             terms |= {
                 "feat": losses.feature_matching(maps_real, maps_fake),
@@ -461,8 +473,9 @@ class GANTask:
 
     @torch.inference_mode()
     def validate(self) -> Validation:
-        """Metrics of the averaged generator on brick-wall inputs, on simulated bodies, or on pairs; `val/score` is the mean of LSD-HF plus a tenth
-        of the decibels by which |HF bias| exceeds 1. `val/<cut-off>/sinc/…` are the figures of the input itself."""
+        """Metrics of the averaged generator on brick-wall inputs, on simulated bodies, or on pairs; `val/score` is the mean of
+        LSD-HF plus a tenth of the decibels by which |HF bias| exceeds 1. `val/<condition>/sinc/…` are the figures of the input
+        itself."""
         r, rate = self.recipe, self.recipe.generator.sample_rate
         records: list[tuple[str, float]] = []
         spectra: dict[str, list[np.ndarray]] = {}

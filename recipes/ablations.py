@@ -24,22 +24,14 @@ import torch
 
 from bwe import data, degrade, runs, train
 
-RECIPE = Path(__file__).parent / "speech.py"
+RECIPE, MUSIC_RECIPE = (Path(__file__).parent / name for name in ("speech.py", "music.py"))
 # The recipe's plain data side: filters and resamplers, no speed perturbation, tilt but no random curve.
 PLAIN = [
     "crops.speed=[1,1]",
     "degrade.eq_db=0",
     *(f"degrade.{d}_share=0" for d in ("codec", "shelf", "clip", "quantise", "dropout")),
 ]
-COMMON = [
-    *PLAIN,
-    "steps=1000000",
-    "optim.final=1.0",
-    "optim.warmup=50",
-    "precision=fp32",
-    "valid_every=1000000",
-    "log_every=50",
-]
+ENDLESS = ["steps=1000000", "optim.final=1.0", "optim.warmup=50", "valid_every=1000000", "log_every=50"]
 NO_DISCRIMINATORS = [f"discriminators.{kind}" for kind in ("periods=[]", "scales=0", "fft_sizes=[]", "bands=0")]
 REC = [*NO_DISCRIMINATORS, "batch=8", "crops.seconds=0.5", "optim.lr=1e-3"]
 GAN = ["reconstruction_steps=0", "batch=6", "crops.seconds=0.4", "optim.lr=2e-4", "discriminators.subset=4"]
@@ -59,6 +51,7 @@ FIELD = [
     "precision=auto",
     "valid_every=200",
 ]
+MUSIC = [*NO_DISCRIMINATORS, "valid_every=200", "optim.lr=5e-4"]
 NO_RECONSTRUCTION = [f"losses.{name}=0" for name in ("stft", "log_mel", "band_energy")]
 ARMS: dict[str, list[str]] = {
     "rec": REC,
@@ -73,6 +66,8 @@ ARMS: dict[str, list[str]] = {
     "gan-ratio": [*GAN, "losses.balancer.mode=ratio"],
     "gan-fixed": [*GAN, "losses.balancer.mode=fixed", 'losses.balancer.shares={"rec":1,"feat":2,"adv":1}'],
     "gan-none": [*GAN, *NO_DISCRIMINATORS],
+    "music": MUSIC,
+    "music-source": [*MUSIC, "crops.stability=true", "losses.stft=0", "losses.log_mel=0", "losses.source=1"],
     "field": FIELD,
     "field-ls": [*FIELD, "losses.adversarial=ls"],
     "field-fm": [*FIELD, *NO_RECONSTRUCTION],
@@ -86,10 +81,12 @@ ARMS: dict[str, list[str]] = {
 
 
 def train_arm(name: str, folder: Path, out: Path, minutes: float, seed: int) -> None:
-    overrides = [f"data={folder}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}", *COMMON, *ARMS[name]]
+    music = name.startswith("music")
+    common = ENDLESS if music else [*PLAIN, *ENDLESS, "precision=fp32"]
+    overrides = [f"data={folder}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}", *common, *ARMS[name]]
     if name.startswith("gan"):
         overrides.append(f"init={out / 'rec' / 'last'}")
-    recipe = dataclasses.replace(train.load_recipe(RECIPE, overrides), name=name)
+    recipe = dataclasses.replace(train.load_recipe(MUSIC_RECIPE if music else RECIPE, overrides), name=name)
     torch.set_num_threads(1)
     train.keep_memory()
     crops = data.Crops(folder / "train", recipe.crops, degrade.Degradation(recipe.degrade))

@@ -1,12 +1,12 @@
-"""Body and air microphones together: the generator of `bone.py` with a noisy air microphone as a second input, against each alone.
+"""Body and air microphones together: the generator of `bone.py` with noisy air microphones as further inputs.
 
     python recipes/fusion.py DATA [ARM ...] [--minutes 6] [--run runs/fusion]
 
-`DATA` holds a `manifest.csv` with the class `speech48` (splits train, valid, test). Bodies are simulated as in `bone.py`; the air
-microphone hears the same voice in babble of other speakers or in stationary noise. All arms have the same trunk, losses and
-processor time (one thread), and start from `speech-48k`: "body" and "air" hear one signal, "fusion" both, with F0 of the body
-signal and filter banks of both as conditioning, "fusion-plain" both without conditioning, "fusion-two" two air microphones and
-their direction as well. The test voices are mixed at 0, 5 and 10 dB. A finished arm is not trained again.
+`DATA` holds a `manifest.csv` with the class `speech48` (splits train, valid, test). Bodies are simulated as in `bone.py`; the
+air microphone hears the same voice in babble of other speakers or in stationary noise. All arms have the same trunk, losses
+and processor time (one thread), and start from `speech-48k`: "body" and "air" hear one signal; "fusion" hears both, with F0 of
+the body signal and filter banks of both as conditioning, "fusion-plain" both without conditioning, "fusion-two" two air
+microphones and their direction as well. The test voices are mixed at 0, 5 and 10 dB. A finished arm is not trained again.
 """
 
 import argparse

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from bwe import data, degrade
+from bwe import corpora, data, degrade, dsp
 from bwe.errors import AudioError, BweError, ConfigError, OutputError
 
 SR = 48_000
@@ -39,41 +39,41 @@ def crops(folder: Path, **config: object) -> data.Crops:
 
 
 def test_folders_are_speakers_and_splits_never_share_one(folder: Path) -> None:
-    found = data.clips(folder)
+    found = corpora.clips(folder)
     assert [c.speaker for c in found] == ["anna", "anna", "bert", "bert", "carl", "carl"]
-    many = [data.Clip(path=f"{i}.wav", speaker=f"s{i % 50}") for i in range(200)]
-    split = data.speaker_split(many, valid=0.1, test=0.1, seed=1)
+    many = [corpora.Clip(path=f"{i}.wav", speaker=f"s{i % 50}") for i in range(200)]
+    split = corpora.speaker_split(many, valid=0.1, test=0.1, seed=1)
     by_split = {name: {c.speaker for c in split if c.split == name} for name in ("train", "valid", "test")}
     assert [len(by_split[name]) for name in ("train", "valid", "test")] == [40, 5, 5]
     assert sum(len(s) for s in by_split.values()) == len(set.union(*by_split.values()))
-    assert split == data.speaker_split(many, valid=0.1, test=0.1, seed=1)
+    assert split == corpora.speaker_split(many, valid=0.1, test=0.1, seed=1)
 
 
 def test_manifest_is_filtered(folder: Path) -> None:
     (folder / "manifest.csv").write_text(
         "path,cls,split,speaker,cutoff_hz\nanna/0.flac,speech,train,anna,20000\nbert/0.flac,music,train,x,\nanna/1.flac,speech,test,anna,\n"
     )
-    found = data.clips(folder, "speech", "train")
+    found = corpora.clips(folder, "speech", "train")
     assert [(Path(c.path).name, c.cutoff_hz) for c in found] == [("0.flac", 20_000.0)]
     with pytest.raises(ConfigError, match="no recordings of split 'valid'"):
-        data.clips(folder, "speech", "valid")
+        corpora.clips(folder, "speech", "valid")
     (folder / "manifest.csv").write_text("file\nx.flac\n")
     with pytest.raises(ConfigError, match="no column 'path'"):
-        data.clips(folder)
+        corpora.clips(folder)
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: no such data folder"):
-        data.clips(tmp_path / "nowhere")
+        corpora.clips(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="no recordings"):
-        data.clips(tmp_path)
+        corpora.clips(tmp_path)
     with pytest.raises(ConfigError, match=r"no index\.json"):
         crops(tmp_path)
 
 
 def test_shards_hold_the_recordings_and_need_only_numpy(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
-    data.pack(data.clips(folder), out, SR)
+    data.pack(corpora.clips(folder), out, SR)
     index = json.loads((out / "index.json").read_text())
     assert [c["length"] for c in index["clips"]] == [144_000] * 2 + [48_000] * 2 + [9_600] * 2
     assert [c["top_hz"] for c in index["clips"]][::2] == [24_000, pytest.approx(20_727), 24_000]
@@ -86,7 +86,7 @@ def test_shards_hold_the_recordings_and_need_only_numpy(folder: Path, tmp_path: 
 
 
 def test_a_crop_depends_on_its_index_alone(folder: Path, tmp_path: Path) -> None:
-    data.pack(data.clips(folder), tmp_path / "packed", SR)
+    data.pack(corpora.clips(folder), tmp_path / "packed", SR)
     one, two = crops(tmp_path / "packed"), crops(tmp_path / "packed")
     two[3]
     for key, value in one[12345].items():
@@ -98,7 +98,7 @@ def test_a_crop_depends_on_its_index_alone(folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("order", ["random", "stream"])
 def test_batches_continue_where_they_stopped_whatever_the_workers(folder: Path, tmp_path: Path, order: str) -> None:
-    data.pack(data.clips(folder), tmp_path / "packed", SR)
+    data.pack(corpora.clips(folder), tmp_path / "packed", SR)
     source = crops(tmp_path / "packed", order=order, crops_per_block=3)
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -118,7 +118,7 @@ def test_batches_continue_where_they_stopped_whatever_the_workers(folder: Path, 
 
 @pytest.mark.parametrize(("power", "expected"), [(0.0, [1 / 3, 1 / 3, 1 / 3]), (1.0, [3 / 4.2, 1 / 4.2, 0.2 / 4.2])])
 def test_speakers_are_balanced(folder: Path, tmp_path: Path, power: float, expected: list[float]) -> None:
-    data.pack(data.clips(folder), tmp_path / "packed", SR)
+    data.pack(corpora.clips(folder), tmp_path / "packed", SR)
     source = crops(tmp_path / "packed", speaker_power=power)
     assert source.probability.reshape(3, 2).sum(1) == pytest.approx(expected)
 
@@ -151,7 +151,7 @@ def write_broken(path: Path, kind: str) -> None:
 )
 def test_a_broken_recording_is_left_out_and_listed(folder: Path, tmp_path: Path, kind: str, reason: str) -> None:
     write_broken(folder / "anna" / "broken.wav", kind)
-    found = data.clips(folder)
+    found = corpora.clips(folder)
     quarantined = data.pack(found, tmp_path / "packed", SR, folder)
     assert [q["path"] for q in quarantined] == [os.path.join("anna", "broken.wav")]
     assert quarantined[0]["reason"].startswith(reason)
@@ -165,21 +165,21 @@ def test_a_broken_recording_is_left_out_and_listed(folder: Path, tmp_path: Path,
 
 def test_too_many_broken_recordings_stop_it_and_leave_no_index(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
-    data.pack(data.clips(folder), out, SR)
+    data.pack(corpora.clips(folder), out, SR)
     for number in range(2):
         write_broken(folder / "carl" / f"broken_{number}.wav", "silent")
     said = r"^2 of 8 recordings \(25\.0%\) are broken: carl.broken_0\.wav: digital silence throughout; .*quarantine\.json"
     with pytest.raises(ConfigError, match=said):
-        data.pack(data.clips(folder), out, SR, folder)
+        data.pack(corpora.clips(folder), out, SR, folder)
     with pytest.raises(ConfigError, match=r"no index\.json"):
         crops(out)
     # Of 201 recordings two are below 1 %.
-    good = [c for c in data.clips(folder) if "carl/0" in c.path] * 199
-    assert len(data.pack([*good, *data.clips(folder)[-2:]], out, SR, folder)) == 2
+    good = [c for c in corpora.clips(folder) if "carl/0" in c.path] * 199
+    assert len(data.pack([*good, *corpora.clips(folder)[-2:]], out, SR, folder)) == 2
     (tmp_path / "alone").mkdir()
     write_broken(tmp_path / "alone" / "x.wav", "silent")
     with pytest.raises(ConfigError, match="1 of 1 recordings"):
-        data.pack(data.clips(tmp_path / "alone"), out, SR)
+        data.pack(corpora.clips(tmp_path / "alone"), out, SR)
 
 
 def test_prepare_packs_splits_once_and_says_what_it_does(folder: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_prepare_packs_splits_once_and_says_what_it_does(folder: Path, tmp_path:
 
 def test_a_damaged_set_is_noticed(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
-    data.pack(data.clips(folder), out, SR)
+    data.pack(corpora.clips(folder), out, SR)
     data.verify(out)
     shard = bytearray((out / "shard_000.npy").read_bytes())
     shard[70_000] ^= 4
@@ -241,7 +241,7 @@ def test_what_cannot_be_read_is_replaced_counted_and_named(
 ) -> None:
     monkeypatch.setattr(data, "_SHARD_SAMPLES", 20_000)  # a shard for (nearly) every recording
     out = tmp_path / "packed"
-    data.pack(data.clips(folder), out, SR, folder)
+    data.pack(corpora.clips(folder), out, SR, folder)
     source = crops(out, order=order, crops_per_block=1)
     before = [source[i] for i in range(40)]
     assert {float(item["bad"]) for item in before} == {0.0}
@@ -269,7 +269,7 @@ def test_speed_changes_pitch_and_keeps_the_edges_clean(tmp_path: Path) -> None:
     t = np.arange(2 * SR) / SR
     (tmp_path / "a").mkdir()
     soundfile.write(tmp_path / "a" / "x.flac", 0.3 * np.sin(2 * np.pi * 3000 * t), SR)
-    data.pack([data.Clip(path=str(tmp_path / "a" / "x.flac"), speaker="a", cutoff_hz=8000.0)], tmp_path / "packed", SR)
+    data.pack([corpora.Clip(path=str(tmp_path / "a" / "x.flac"), speaker="a", cutoff_hz=8000.0)], tmp_path / "packed", SR)
 
     def drawn(low: float, high: float, order: str, item: int = 5) -> tuple[np.ndarray, float]:
         config = data.CropConfig(seconds=0.25, speed=(low, high), order=order)  # type: ignore[arg-type]
@@ -288,7 +288,7 @@ def test_speed_changes_pitch_and_keeps_the_edges_clean(tmp_path: Path) -> None:
     tops = {round(drawn(1.0, 1.1, "random", item)[1]) for item in range(25)}
     assert tops <= {8000 + 80 * step for step in range(11)}
     assert len(tops) > 6
-    data.pack([data.Clip(path=str(tmp_path / "a" / "x.flac"), speaker="a")], tmp_path / "packed", SR)
+    data.pack([corpora.Clip(path=str(tmp_path / "a" / "x.flac"), speaker="a")], tmp_path / "packed", SR)
     assert drawn(1.1, 1.1, "random")[1] == pytest.approx(0.47 * SR)
     assert drawn(0.9, 0.9, "random")[1] == pytest.approx(0.9 * 0.47 * SR)
 
@@ -309,7 +309,7 @@ def test_streamed_crops_lie_within_one_recording_and_reach_all_of_it(tmp_path: P
     (tmp_path / "a").mkdir()
     for number, length in enumerate(lengths):  # samples count up
         soundfile.write(tmp_path / "a" / f"{number}.wav", np.arange(1, length + 1, dtype=np.int16), SR)
-    data.pack(data.clips(tmp_path), tmp_path / "packed", SR)
+    data.pack(corpora.clips(tmp_path), tmp_path / "packed", SR)
     config = data.CropConfig(seconds=0.02, order="stream", crops_per_block=40)
     source = data.Crops(tmp_path / "packed", config, degrade.Degradation(CLEAN))
     wanted, starts = 960, []
@@ -329,7 +329,7 @@ def test_streamed_crops_lie_within_one_recording_and_reach_all_of_it(tmp_path: P
 STREAM = """
 import resource, sys
 import numpy as np, torch
-from bwe import data, degrade
+from bwe import corpora, data, degrade, dsp
 
 folder, blocks = sys.argv[1], int(sys.argv[2])
 clean = degrade.Config(clean_share=1.0, gain_db=(0.0, 0.0), iir_share=0.0, resamplers=("fft",))
@@ -364,7 +364,7 @@ def test_a_set_larger_than_memory_streams_every_block_once(tmp_path: Path) -> No
     for clip in range(4):  # the level tells the block
         levels = np.repeat(np.arange(blocks // 4) + clip * blocks // 4 + 1, block) * 500
         soundfile.write(tmp_path / "a" / f"{clip}.wav", levels.astype(np.int16), SR)
-    data.pack(data.clips(tmp_path), tmp_path / "packed", SR)
+    data.pack(corpora.clips(tmp_path), tmp_path / "packed", SR)
     assert (tmp_path / "packed" / "shard_000.npy").stat().st_size > 2**27
     command = [sys.executable, "-c", STREAM, str(tmp_path / "packed"), str(blocks)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -372,7 +372,7 @@ def test_a_set_larger_than_memory_streams_every_block_once(tmp_path: Path) -> No
 
 
 def test_dead_workers_are_named_with_what_they_were_at(folder: Path, tmp_path: Path) -> None:
-    data.pack(data.clips(folder), tmp_path / "packed", SR, folder)
+    data.pack(corpora.clips(folder), tmp_path / "packed", SR, folder)
     before = signal.getsignal(signal.SIGCHLD)
     source = data.batches(crops(tmp_path / "packed"), 2, 10_000, workers=2)
     for _ in range(2):  # they take turns: now both are past their start
@@ -394,3 +394,79 @@ def test_dead_workers_are_named_with_what_they_were_at(folder: Path, tmp_path: P
     second = rf"data worker 1 \(pid {pids[1]}\) was killed by SIGUSR1 {at}; continue with --resume$"
     with pytest.raises(BweError, match=first + second):
         list(source)
+
+
+def test_mixes_hold_several_recordings_and_end_where_releases_do(tmp_path: Path) -> None:
+    t = np.arange(SR) / SR
+    for number, hz in enumerate((1000, 3000, 21_000)):
+        (tmp_path / str(number)).mkdir()
+        soundfile.write(tmp_path / str(number) / "x.flac", 0.2 * np.sin(2 * np.pi * hz * t), SR)
+    data.pack(corpora.clips(tmp_path), tmp_path / "packed", SR)
+
+    def spectra(**config: object) -> np.ndarray:
+        source = data.Crops(
+            tmp_path / "packed", data.CropConfig(seconds=0.25, **config), degrade.Degradation(CLEAN)  # type: ignore[arg-type]
+        )  # fmt: skip
+        targets = torch.stack([source[i]["target"][0] for i in range(12)])
+        assert float(targets.abs().max()) <= 1
+        return (torch.fft.rfft(targets).abs()[:, [250, 750, 5250]] / 6000).numpy()
+
+    assert ((spectra() > 0.01).sum(1) == 1).all()
+    mixed = (spectra(mix_share=1.0, mix_of=(3, 3)) > 0.01).sum(1)
+    assert mixed.max() == 3
+    assert mixed.mean() > 1.7
+    released = spectra(mix_share=1.0, mix_of=(3, 3), mix_top_hz=(18_000, 20_000))
+    assert released[:, :2].max() > 0.01
+    assert released[:, 2].max() < 1e-4
+    with pytest.raises(ConfigError, match=r"mix_share=2, .*a share from 0 to 1"):
+        data.CropConfig(mix_share=2.0)
+
+
+def test_pairs_keep_body_and_air_together_and_are_drawn_as_often_as_asked(folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    out = tmp_path / "pairs"
+    for side, factor in (("body", 1.0), ("air", -0.5)):
+        for number in range(3):
+            x = np.random.default_rng(number).standard_normal(SR // 2) * 0.1
+            (tmp_path / side).mkdir(exist_ok=True)
+            soundfile.write(tmp_path / side / f"{number}.wav", factor * x, SR, subtype="FLOAT")
+        data.pack(corpora.clips(tmp_path / side), out / side, SR)
+    pairs = data.Pairs(out)
+    for _ in range(5):
+        body, air = pairs.crop(rng, SR // 4)
+        assert len(body) == SR // 4
+        assert torch.allclose(air, -0.5 * body, atol=1e-4)
+        assert float(body.abs().max()) > 0.1
+    body, _ = pairs.crop(rng, SR)
+    assert len(body) == SR
+    assert not body[SR // 2 :].any()
+
+    data.pack(corpora.clips(folder), tmp_path / "packed", SR)
+    config = data.CropConfig(seconds=0.25, pair_share=0.5, pair_deviation_db=0.0)
+    plain = degrade.Config(gain_db=(0.0, 0.0), bone=degrade.Bone(flip_share=0.0))
+    source = data.Crops(tmp_path / "packed", config, degrade.Degradation(plain), pairs)
+    real = [torch.allclose(item["target"], -0.5 * item["input"], atol=1e-3) for item in map(source.__getitem__, range(60))]
+    assert 18 <= sum(real) <= 42
+    with pytest.raises(ConfigError, match=r"pair_share=0.5, but there are no pairs; give pairs=FOLDER"):
+        data.Crops(tmp_path / "packed", config, degrade.Degradation(plain))
+    shutil.copytree(tmp_path / "packed", out / "air", dirs_exist_ok=True)
+    with pytest.raises(ConfigError, match="body and air are not packed alike"):
+        data.Pairs(out)
+
+
+def test_air_microphones_hear_the_target_in_noise_of_the_asked_ratio(folder: Path, tmp_path: Path) -> None:
+    data.pack(corpora.clips(folder), tmp_path / "packed", SR)
+    for share in (0.0, 1.0):
+        air = degrade.Air(microphones=2, snr_db=(5.0, 5.0), babble_share=share, mismatch_db=0.0)
+        plain = degrade.Config(gain_db=(0.0, 0.0), clean_share=1.0, air=air)
+        source = data.Crops(tmp_path / "packed", data.CropConfig(seconds=0.25), degrade.Degradation(plain))
+        for index in range(6):
+            item = source[index]
+            assert item["input"].shape == (3, SR // 4)
+            noise = item["input"][1:] - item["target"]
+            ratio = 10 * torch.log10(item["target"].square().mean() / noise.square().mean(-1))
+            assert torch.allclose(ratio, torch.tensor(5.0), atol=0.3), (share, index)
+            # The same noise, late.
+            lag, likeness = dsp.best_lag(noise[:1].numpy(), noise[1:].numpy(), 20)
+            assert abs(likeness) > 0.7
+            assert abs(lag) <= 12
