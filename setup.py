@@ -23,9 +23,11 @@ EXTRAS = {
     "onnx": ["onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5"],
     "stream": ["sounddevice>=0.5"],
     "ray": ["ray[data]>=2.60,<2.64"],
+    "vibravox": ["pyarrow>=17"],
     "dev": [
         "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "av>=14",
         "onnxruntime>=1.20", "onnx>=1.17", "onnxscript>=0.5", "pyworld>=0.3.4", "setuptools<82",
+        "pyarrow>=17",
     ],
 }  # fmt: skip
 # Without what is GPL-licensed, and without what takes more room than the rest of an extra is worth.
@@ -40,7 +42,7 @@ FILES = ("config.json", "model.safetensors", "README.md")
 setup(
     name="bwe",
     version=VERSION,
-    description="Audio bandwidth extension in the waveform domain: speech and music to 48 kHz",
+    description="Audio bandwidth extension in the waveform domain: speech, music, body microphones",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",

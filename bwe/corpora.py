@@ -90,10 +90,10 @@ def clips(root: str | os.PathLike[str], cls: str | None = None, split: str | Non
     The first of these that the folder is:
 
     - a `manifest.csv` (columns path, and if known cls, split, speaker, cutoff_hz, seconds): its rows, of `cls` only if given;
-    - MUSDB18-HQ, `{train,test}/TRACK/{mixture,drums,bass,other,vocals}.wav`. For training, stems and mixture: stems so that
-      mixes can be made up on the way, which songs at random give more of than 86 songs have, the mixture since that is what
-      is extended later and stems of different songs do not keep time. Of "valid" (the 14 tracks of the set's own list) and
-      "test", the mixture. Tracks are speakers. The compressed MUSDB18 (.stem.mp4) ends at 16 kHz and is not looked for;
+    - MUSDB18-HQ, `{train,test}/TRACK/{mixture,drums,bass,other,vocals}.wav`. For training, stems and mixture: stems, so that
+      mixes of different songs can be made on the fly, far more of them than 86 songs; and the mixture, since such mixes do not
+      keep time and a mixture is what is extended later. Of "valid" (the 14 tracks of the set's own list) and "test", the
+      mixture. Tracks are speakers. The compressed MUSDB18 (.stem.mp4) ends at 16 kHz and is not looked for;
     - FMA, `NNN/NNNNNN.mp3` in the folder or in `fma_{full,large,medium,small}` of it, a track in several of them taken once,
       in that order. With `fma_metadata/tracks.csv` in the folder or up to two above it, splits are the set's and artists are
       speakers; without it, or for tracks it lacks, a hash of the track's number decides, and tracks are speakers: an artist
@@ -103,7 +103,7 @@ def clips(root: str | os.PathLike[str], cls: str | None = None, split: str | Non
     - every audio file, the name of its folder taken as the speaker, with splits of speakers (`speaker_split`).
 
     Sources: https://sigsep.github.io/datasets/musdb.html and sigsep/sigsep-mus-db (musdb/__init__.py, configs/mus.yaml);
-    mdeff/fma (README.md, utils.py) and Defferrard et al., arXiv:1612.01840 (no artist is in two splits).
+    mdeff/fma (README.md, utils.py), arXiv:1612.01840 and https://paperswithcode.com/dataset/fma (no artist is in two splits).
 
     Raises:
         ConfigError: no such folder, a table that cannot be read, or nothing left after filtering.
@@ -181,8 +181,8 @@ def pairs(
         looked_for = "two-channel audio files" if two_channel else "; ".join(_PAIR_LAYOUTS)
         of_class = f" of class {cls!r}" if cls else ""
         raise ConfigError(
-            f"{folder}: no pairs{of_class} of a body and an air microphone; looked for {looked_for}; files with both in their channels "
-            "need two_channel=True, and Vibravox's parquet files unpack_vibravox"
+            f"{folder}: no pairs{of_class} of a body and an air microphone; looked for {looked_for}; files with both in "
+            "their channels need two_channel=True, and Vibravox's parquet files unpack_vibravox"
         )
     kept = PairList(
         pair
@@ -211,8 +211,9 @@ def speaker_split(all_clips: Sequence[_AnyClip], valid: float = 0.05, test: floa
 def unpack_vibravox(parquet_folder: str | os.PathLike[str], out: str | os.PathLike[str], sensor: str) -> Path:
     """Writes what one body sensor of Vibravox and the headset microphone recorded into `out`, with the `pairs.csv` of it.
 
-    Files are as they are in the shards, bit by bit: `out/SPLIT/{air,SENSOR}/SHARD_ROW.wav`. Sensors unpacked into one folder
+    Files are as they are in the shards, to the bit: `out/SPLIT/{air,SENSOR}/SHARD_ROW.wav`. Sensors unpacked into one folder
     one after the other share the air files and the table, which is written last; one that is in it already is left alone.
+    Another subset needs another folder.
 
     The set as published (Cnam-LMSSC/vibravox on the Hugging Face hub, CC BY 4.0): shards `SPLIT-NNNNN-of-NNNNN.parquet` with
     SPLIT train, validation or test, in a folder for each of speech_clean, speech_noisy, speechless_clean and
@@ -276,7 +277,7 @@ def unpack_vibravox(parquet_folder: str | os.PathLike[str], out: str | os.PathLi
                         rows.append(row | {"speaker": str(item["speaker_id"]), "sensor": sensor, "split": split})
                         number += 1
         except (pyarrow.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             raise ConfigError(f"{shard}: not a parquet file that can be read ({reason}); get it again") from None
     text = io.StringIO()
     writer = csv.DictWriter(text, _PAIRS_COLUMNS, lineterminator="\n")
@@ -307,6 +308,8 @@ def _musdb18(folder: Path, _: str | None) -> list[Clip] | None:
     found = []
     for part in ("train", "test"):
         for mixture in sorted((folder / part).glob("*/mixture.*")):
+            if mixture.suffix.lower() not in _SUFFIXES:
+                continue
             track = mixture.parent
             split = "valid" if part == "train" and track.name in _MUSDB18_VALID else part
             names = _MUSDB18_STEMS if split == "train" else _MUSDB18_STEMS[:1]

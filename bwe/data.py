@@ -271,6 +271,9 @@ class CropConfig:
         pair_share: share of items that are crops of real pairs, of a body and an air microphone, where there are any.
         pair_deviation_db: standard deviation of the smooth random curve that the body signal of a pair gets: a few pairs are a
             few sensors.
+        pair_mix_share: share of these that have a second pair in them, up to 12 dB lower; bodies and air add alike.
+        pause_share: share of the other crops in which the voice falls by 20 to 40 dB for 0.1 s to half of the crop: recordings
+            of words have no pauses, in which a body microphone is noisier than the air.
     """
 
     seconds: float = 0.5
@@ -286,6 +289,8 @@ class CropConfig:
     stability: bool = False
     pair_share: float = 0.0
     pair_deviation_db: float = 2.0
+    pair_mix_share: float = 0.0
+    pause_share: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.speed
@@ -431,6 +436,8 @@ class Crops(Dataset[dict[str, Tensor]]):
         x, top_hz = self._draw(rng, index, attempt)
         if c.mix_share and rng.random() < c.mix_share:
             x, top_hz = self._mixed(x, top_hz, rng, index)
+        if c.pause_share and rng.random() < c.pause_share:
+            x = self._paused(x, rng)
         parameters = self.degradation.sample(rng, 1, item=index)
         pair = self.degradation.apply(x[None, None], self.sample_rate, parameters)
         return {
@@ -456,11 +463,23 @@ class Crops(Dataset[dict[str, Tensor]]):
         snr_db = rng.uniform(*c.snr_db)
         return torch.cat([body, degrade.heard_in_noise(air, noise, self.sample_rate, c, snr_db, rng)])
 
+    def _pair_crop(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Body and air `(T,)` of a crop, at a random speed."""
+        assert self.pairs is not None
+        percent = int(rng.integers(self._percent[0], self._percent[1] + 1))
+        body, air = self.pairs.crop(rng, -(-self._wanted * percent // 100))
+        if percent == 100:
+            return body, air
+        return tuple(dsp.resample(x, percent, 100)[: self._wanted] for x in (body, air))  # type: ignore[return-value]
+
     def _real_pair(self, rng: np.random.Generator, index: int) -> dict[str, Tensor]:
         """An item from a pair of recordings, at a random level, the body signal a little differently coloured each time."""
         assert self.pairs is not None
         gain = 10 ** (rng.uniform(*self.degradation.config.gain_db) / 20)
-        body, air = (x[None] * gain for x in self.pairs.crop(rng, self._wanted))
+        body, air = (x[None] * gain for x in self._pair_crop(rng))
+        if rng.random() < self.config.pair_mix_share:
+            second = 10 ** (rng.uniform(-12, 0) / 20)
+            body, air = (x + second * gain * y for x, y in zip((body, air), self._pair_crop(rng), strict=True))
         curve = degrade.random_curve(self.config.pair_deviation_db, int(rng.integers(2**31)), low_hz=62.5)
         body = degrade.apply_response(body, self.sample_rate, *curve)
         if rng.random() < self.degradation.config.bone.flip_share:
@@ -471,6 +490,13 @@ class Crops(Dataset[dict[str, Tensor]]):
             "cutoff_hz": torch.tensor(self.degradation.config.bone.cutoff_hz, dtype=torch.float32),
             "top_hz": torch.tensor(self.sample_rate / 2, dtype=torch.float32),
         }
+
+    def _paused(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        """`(T,)` with a pause in it, faded over 20 ms."""
+        length = round(rng.uniform(0.1 * self.sample_rate, max(0.1 * self.sample_rate, len(x) / 2)))
+        centre = rng.uniform(0, len(x))
+        inside = (length / 2 - (torch.arange(len(x)) - centre).abs()) / (0.02 * self.sample_rate)
+        return x * 10 ** (-rng.uniform(20, 40) / 20 * inside.clamp(0, 1))
 
     def _mixed(self, x: Tensor, top_hz: float, rng: np.random.Generator, index: int) -> tuple[Tensor, float]:
         """The crop with others added to it, within full scale, and where the first of them ends in Hz."""

@@ -336,8 +336,7 @@ def codec(x: Tensor, sample_rate: int, name: codecs.Codec, bitrate: int, rate: i
     """
     if name not in CODEC_SETTINGS:
         raise AudioError(f"no codec {name!r}; use one of {', '.join(CODEC_SETTINGS)}")
-    rates = CODEC_SETTINGS[name]
-    rate = rate or max([r for r in rates if r <= sample_rate], default=min(rates))
+    rate = rate or codec_rate(name, sample_rate)
     if x.numel() == 0:
         return x.clone()
     margin = round(_CODEC_MARGIN_S * sample_rate)
@@ -348,6 +347,12 @@ def codec(x: Tensor, sample_rate: int, name: codecs.Codec, bitrate: int, rate: i
         row[:] = codecs.transcode(row / level, rate, name, bitrate) * level
     decoded = dsp.resample(torch.from_numpy(coded), rate, sample_rate)
     return decoded[:, margin : margin + x.shape[-1]].reshape(x.shape).to(x.dtype)
+
+
+def codec_rate(name: codecs.Codec, sample_rate: int) -> int:
+    """The rate in Hz that a codec runs at by default: its highest of `CODEC_SETTINGS` up to `sample_rate`, else its lowest."""
+    rates = CODEC_SETTINGS[name]
+    return max([rate for rate in rates if rate <= sample_rate], default=min(rates))
 
 
 @lru_cache(maxsize=256)
@@ -761,12 +766,13 @@ def _degradation(to_hz: float | None, filter: str, order: int, codec: str | None
     if to_hz is not None:
         steps.append(f"{filter}{f' of order {order}' if filter in dsp.FILTER_FAMILIES else ''} at {to_hz:g} Hz")
     if codec is not None:
-        name, bitrate = _parse_codec(codec)
+        name, bitrate = parse_codec(codec)
         steps.append(name + (f" at {bitrate / 1000:g} kbit/s" if ":" in codec else ""))
     return steps
 
 
-def _parse_codec(text: str) -> tuple[codecs.Codec, int]:
+def parse_codec(text: str) -> tuple[codecs.Codec, int]:
+    """Name and bit rate in bit/s of a codec written as "mp3:64k"; 0 for those that have one bit rate. Raises ConfigError."""
     name, _, amount = text.partition(":")
     known = get_args(codecs.Codec)
     if name not in known:
@@ -785,7 +791,7 @@ def _parse_codec(text: str) -> tuple[codecs.Codec, int]:
 
 
 def _coded(x: Tensor, rate: int, text: str) -> Tensor:
-    name, bitrate = _parse_codec(text)
+    name, bitrate = parse_codec(text)
     return codec(x, rate, name, bitrate)
 
 

@@ -234,7 +234,8 @@ def evaluate(
         cutoffs: Hz; by default 4000 and 8000, as far as the systems go beyond them.
         filters: how the band is removed, one or several. "brickwall" by FFT; "cheby1" (ripple 0.05 dB), "butter",
             "bessel", "ellip" of order 8, forward and backward; "soxr" (VHQ), "torchaudio" (sinc of width 6, as in AP-BWE's
-            protocol) or a family of `degrade.RESAMPLERS` down to twice the cut-off and back.
+            protocol) or a family of `degrade.RESAMPLERS` down to twice the cut-off and back; or a codec with its bit rate
+            ("mp3:64k"), whose cut-off is its own (`degrade.codec_cutoff`), whatever `cutoffs` are.
         split, cls: only these rows of the manifest.
         cutoff_source: "given" tells the systems the cut-off, "detect" lets them find it in the signal.
         baseline: the system that the others are paired with.
@@ -254,7 +255,9 @@ def evaluate(
         raise ConfigError(f"cutoff_source is 'given' or 'detect', not {cutoff_source!r}")
     chosen_filters = (filters,) if isinstance(filters, str) else tuple(dict.fromkeys(filters))
     for name in chosen_filters:
-        if name not in FILTERS:
+        if name.partition(":")[0] in degrade.CODEC_SETTINGS:
+            degrade.parse_codec(name)
+        elif name not in FILTERS:
             raise ConfigError(f"no filter {name!r}; did you mean {nearest(name, FILTERS)!r}? ({', '.join(FILTERS)})")
     recordings, notes = _recordings(source, split, cls)
     models, sources = _load(systems if isinstance(systems, list | tuple) else [cast(System, systems)])
@@ -265,7 +268,7 @@ def evaluate(
             raise ConfigError(f"{first} works at {rate} Hz, {name} at {model.sample_rate} Hz; measure them one by one")
     task = _Simulation(
         systems=(INPUT, *models),
-        conditions=tuple(Condition(f, hz) for f in chosen_filters for hz in _cutoffs(cutoffs, rate)),
+        conditions=tuple(condition for name in chosen_filters for condition in _conditions(name, cutoffs, rate)),
         sample_rate=rate,
         metrics=_metric_names(metrics, notes),
         sources=sources,
@@ -707,8 +710,20 @@ def _first_of(skipped: Mapping[str, str]) -> str:
     return next((f"; the first, {name}: {why}" for name, why in skipped.items()), "")
 
 
+def _conditions(filter: str, cutoffs: Sequence[float] | None, sr: int) -> list[Condition]:
+    if filter in FILTERS:
+        return [Condition(filter, hz) for hz in _cutoffs(cutoffs, sr)]
+    name, bitrate = degrade.parse_codec(filter)
+    hz = degrade.codec_cutoff(name, bitrate, degrade.codec_rate(name, sr), sr)
+    if dsp.is_full_band(hz, sr):
+        raise ConfigError(f"{filter} keeps the whole band at {sr} Hz: there is nothing to extend; give a lower bit rate")
+    return [Condition(filter, hz)]
+
+
 def _narrow(x: Tensor, sr: int, cutoff_hz: float, filter: str) -> Tensor:
     """`(C, T)` without its highs, same shape."""
+    if filter not in FILTERS:
+        return degrade.codec(x, sr, *degrade.parse_codec(filter))
     if filter == "brickwall":
         return dsp.band_limit(x, sr, cutoff_hz)
     if filter in dsp.FILTER_FAMILIES:

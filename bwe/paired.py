@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ _ENVELOPE_HZ = 200
 _ENVELOPE_GAIN = 0.1
 # Of the largest correlation, from which on none of a delay is taken for the truth.
 _PREFERENCE = 0.85
+_VALID_EVERY = 6
 _COLUMNS = (
     "body", "air", "speaker", "sensor", "split", "seconds", "lag_ms", "inverted", "level_db", "correlation", "rejected",
 )  # fmt: skip
@@ -147,7 +148,8 @@ def prepare(
 
     `aligned/SPLIT/{body,air}/NNNN.flac` are to listen to and to measure with (`bwe eval --ref …/air --est …/body`);
     `train/{body,air}` and `valid/{body,air}` are packed for `data.PairCrops`; `pairs.csv` has a row for every pair: lag,
-    polarity, level, correlation, and why it was rejected, where it was.
+    polarity, level, correlation, and why it was rejected, where it was. Where no pair is of the split "valid", every sixth
+    speaker of "train" (in the order of the names, from the third) is.
 
     Raises:
         ConfigError: no pair of the split "train" is left.
@@ -160,7 +162,12 @@ def prepare(
         raise OutputError(f"{root}: cannot be written ({error.strerror}); choose another folder") from None
     rows: list[dict[str, object]] = []
     kept: dict[str, list[tuple[corpora.Clip, corpora.Clip]]] = {}
+    held_out: set[str] = set()
+    if not any(pair.split == "valid" for pair in pairs):
+        held_out = set(sorted({pair.speaker for pair in pairs if pair.split == "train"})[2::_VALID_EVERY])
     for number, pair in enumerate(pairs):
+        if pair.split == "train" and pair.speaker in held_out:
+            pair = replace(pair, split="valid")
         row: dict[str, object] = {
             "body": pair.body, "air": pair.air, "speaker": pair.speaker, "sensor": pair.sensor, "split": pair.split,
         }  # fmt: skip
