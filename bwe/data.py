@@ -272,6 +272,7 @@ class CropConfig:
         pair_deviation_db: standard deviation of the smooth random curve that the body signal of a pair gets: a few pairs are a
             few sensors.
         pair_mix_share: share of these that have a second pair in them, up to 12 dB lower; bodies and air add alike.
+        pair_noise_share: share of these to whose body signal noise is added, as `degrade.Bone` draws it.
         pause_share: share of the other crops in which the voice falls by 20 to 40 dB for 0.1 s to half of the crop: recordings
             of words have no pauses, in which a body microphone is noisier than the air.
     """
@@ -290,6 +291,7 @@ class CropConfig:
     pair_share: float = 0.0
     pair_deviation_db: float = 2.0
     pair_mix_share: float = 0.0
+    pair_noise_share: float = 0.0
     pause_share: float = 0.0
 
     def __post_init__(self) -> None:
@@ -482,12 +484,16 @@ class Crops(Dataset[dict[str, Tensor]]):
             body, air = (x + second * gain * y for x, y in zip((body, air), self._pair_crop(rng), strict=True))
         curve = degrade.random_curve(self.config.pair_deviation_db, int(rng.integers(2**31)), low_hz=62.5)
         body = degrade.apply_response(body, self.sample_rate, *curve)
-        if rng.random() < self.degradation.config.bone.flip_share:
+        bone = self.degradation.config.bone
+        if rng.random() < self.config.pair_noise_share:
+            how = float(rng.uniform(*bone.noise_dbfs)), float(rng.uniform(*bone.noise_exponent)), int(rng.integers(2**31))
+            body = body + torch.from_numpy(degrade.body_noise(self._wanted, self.sample_rate, *how))
+        if rng.random() < bone.flip_share:
             body = -body
         return {
             "input": self._with_air(body, air, rng, index),
             "target": air,
-            "cutoff_hz": torch.tensor(self.degradation.config.bone.cutoff_hz, dtype=torch.float32),
+            "cutoff_hz": torch.tensor(bone.cutoff_hz, dtype=torch.float32),
             "top_hz": torch.tensor(self.sample_rate / 2, dtype=torch.float32),
         }
 

@@ -30,7 +30,7 @@ def recipe() -> train.Recipe:
     return train.Recipe(
         name="bone-16k",
         data="data/speech-16k",
-        crops=data.CropConfig(seconds=0.75, speed=(0.9, 1.15), pair_mix_share=0.5, pair_deviation_db=4.0, pause_share=0.3),
+        crops=data.CropConfig(seconds=0.75, speed=(0.9, 1.15), pair_deviation_db=4.0, pair_noise_share=0.5, pause_share=0.3),
         degrade=degrade.Config(
             tilt_db=(-6.0, 10.0),
             eq_db=2.0,

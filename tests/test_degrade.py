@@ -569,3 +569,47 @@ def test_degrade_does_not_overwrite(tmp_path: Path) -> None:
     assert (tmp_path / "out.wav").read_bytes() == b"precious"
     degrade.degrade_file(EXAMPLES / "talk_16k.flac", tmp_path / "out.wav", 4000.0, overwrite=True)
     assert audio.read(tmp_path / "out.wav")[1].frames == 89_760
+
+
+def test_wandering_lowers_the_coherence_as_real_bodies_do_and_unvoiced_sounds_get_lost() -> None:
+    sr = 16_000
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((1, 20 * sr)).astype(np.float32)) * 0.1
+    assert torch.allclose(degrade.wander(x, sr, 0.0, 0.0, 1), x, atol=1e-5)
+
+    def coherence(std_db: float, std_rad: float) -> np.ndarray:
+        y = degrade.wander(x, sr, std_db, std_rad, 1)
+        found = degrade.estimate_response([y[0].numpy()], [x[0].numpy()], sr)
+        return np.array(
+            [found.coherence[(found.hz > low) & (found.hz < high)].mean() for low, high in ((100, 500), (1500, 6000))]
+        )
+
+    weak, strong = coherence(2.0, 0.3), coherence(6.0, 0.9)
+    assert weak[0] > strong[0]
+    assert 0.3 < strong[0] < 0.65
+    assert strong[1] < 0.6 * strong[0]  # phases above 1 kHz wander twice as far
+    t = torch.arange(2 * sr) / sr
+    voiced = 0.1 * torch.sin(2 * torch.pi * 200 * t)[None]
+    hiss = torch.from_numpy(degrade.coloured_noise(2 * sr, -20.0, -1.0, 0))[None]
+    lost = [
+        float(10 * torch.log10(degrade.wander(s, sr, 0, 0, 1, 12.0).square().mean() / s.square().mean()))
+        for s in (voiced, hiss)
+    ]
+    assert lost[0] == pytest.approx(0, abs=0.3)
+    assert lost[1] == pytest.approx(-12 * 0.98, abs=0.7)
+
+
+def test_contact_adds_harmonics_and_bodies_get_what_was_drawn() -> None:
+    sr = 16_000
+    t = torch.arange(sr) / sr
+    x = 0.1 * torch.sin(2 * torch.pi * 300 * t)[None, None]
+    flat = ((100.0, 0.0), (8000.0, 0.0))
+    bone = degrade.Bone(response=flat, deviation_db=0.0, noise_share=0.0, flip_share=0.0, spread=(1.0, 1.0), drive=(0.2, 0.2))
+    way = degrade.Degradation(degrade.Config(bone_share=1.0, clean_share=1.0, gain_db=(0.0, 0.0), bone=bone))
+    y = way.apply(x, sr, way.sample(np.random.default_rng(0), 1)).input[0, 0]
+    level = 2 * torch.fft.rfft(y).abs() / sr
+    assert float(level[300]) == pytest.approx(0.1, rel=0.02)
+    assert float(level[600]) == pytest.approx(0.2 * 0.1 / np.sqrt(2), rel=0.05)
+    mixed = degrade.Degradation(degrade.Config(bone_share=1.0, bone=replace(bone, lowpass_share=0.4)))
+    drawn_bodies = mixed.sample(np.random.default_rng(1), 400)
+    assert np.mean([p.body is not None and not p.body.response for p in drawn_bodies]) == pytest.approx(0.4, abs=0.08)

@@ -176,6 +176,20 @@ def test_systems_by_filters_by_cutoffs(recordings: Path) -> None:
     assert np.array(lsd["WhiteHighs"])[hz > 3500].mean() == pytest.approx(metrics.FLOOR_PER_ROOT_FRACTION, rel=0.02)
 
 
+def test_a_codec_is_a_filter_with_a_cutoff_of_its_own(recordings: Path) -> None:
+    found = quickly([Untouched()], recordings, [3000], ["brickwall", "mp3:32k"])
+    first, second = ((c["filter"], c["cutoff_hz"]) for c in found.conditions)
+    assert first == ("brickwall", 3000)
+    assert second[0] == "mp3:32k"
+    assert 7500 < second[1] < 9000  # LAME's low-pass for 32 kbit/s mono
+    assert found.mean("lsd_lf", second[1], "input", "mp3:32k") > 0.05  # lossy below it, too
+    assert found.mean("hf_bias", second[1], "input", "mp3:32k") < -15
+    with pytest.raises(ConfigError, match="codec 'mp3' needs a bit rate"):
+        quickly([Untouched()], recordings, [3000], ["mp3"])
+    with pytest.raises(ConfigError, match="mp3:320k keeps the whole band at 48000 Hz"):
+        quickly([Untouched()], recordings, [3000], ["mp3:320k"])
+
+
 def test_the_worst_files_come_first(tmp_path: Path) -> None:
     for n, level in enumerate((0.02, 0.1, 0.05, 0.2)):
         sf.write(tmp_path / f"{n}.wav", white(0.5, seed=n) * level / LEVEL, SR, subtype="FLOAT")

@@ -107,3 +107,27 @@ def test_shares_average_over_time_and_survive_a_restart() -> None:
     restarted = losses.GradBalancer(balancer.config)
     restarted.load_state_dict(balancer.state_dict())
     assert restarted.norms == balancer.norms
+
+
+def test_source_adaptive_loss_asks_for_fine_structure_where_the_pitch_is_held() -> None:
+    torch.manual_seed(0)
+    sr = 16_000
+    # Two noises have one envelope and different fine structure.
+    noise, other = 0.1 * torch.randn(2, 1, 1, sr)
+    loss = losses.SourceAdaptive(sr, (1024,))
+    held, free = torch.ones(1, 101), torch.zeros(1, 101)
+    assert float(loss(noise, noise, held)) == 0
+    both = [float(loss(other, noise, s)) for s in (held, free)]
+    assert both[0] > 1.5 * both[1] > 0
+    assert float(loss(other, noise, torch.full((1, 101), 0.5))) == pytest.approx(sum(both) / 2, rel=1e-4)
+    half = torch.cat([held[:, :50], free[:, :51]], dim=1)
+    changed = torch.cat([other[..., : sr // 2], noise[..., sr // 2 :]], dim=-1)
+    assert float(loss(changed, noise, half)) == pytest.approx(both[0] / 2, rel=0.1)
+
+
+def test_si_sdr_loss_counts_tens_of_decibels_and_no_gain() -> None:
+    torch.manual_seed(0)
+    x, n = torch.randn(2, 1, 8000), torch.randn(2, 1, 8000)
+    loss = losses.SISDR()
+    assert float(loss(x + 0.1 * n, x)) == pytest.approx(-2.0, abs=0.02)
+    assert float(loss(3 * (x + 0.1 * n), x)) == pytest.approx(float(loss(x + 0.1 * n, x)), abs=1e-4)

@@ -383,3 +383,69 @@ def test_every_recipe_and_every_arm_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(set(speech.values())) == len(speech), "two arms are the same"
     for name in baselines.ARMS:
         assert baselines.recipe_of(name, ["data=x"]).generator.sample_rate == baselines.RATE
+
+
+BONE = ["generator.passthrough=false", "generator.told_hz=1000", "degrade.bone_share=1", "reconstruction_steps=0"]
+
+
+@pytest.mark.parametrize("microphones", [0, 1])
+def test_body_models_are_validated_on_simulated_bodies_and_real_pairs(
+    smoke: tuple[Path, str], tmp_path: Path, microphones: int
+) -> None:
+    packed = smoke[0] / "data"
+    for split in ("train", "valid"):
+        for side in ("body", "air"):
+            shutil.copytree(packed / split, tmp_path / split / side)
+    options = [*BONE, f"generator.air={microphones}", f"degrade.air.microphones={microphones}"]
+    recipe = train.load_recipe(SMOKE, [*options, f"pairs={tmp_path}", "crops.pair_share=1"])
+    pairs = train.corpus.Pairs(tmp_path / "valid")
+    crops = train.corpus.Crops(
+        packed / "train", recipe.crops, train.degrade.Degradation(recipe.degrade), train.corpus.Pairs(tmp_path / "train")
+    )
+    batch = next(iter(train.corpus.batches(crops, 4, 1, 0, 0)))
+    assert batch["input"].shape[1] == 1 + microphones
+    task = train.GANTask(recipe, train.corpus.whole(packed / "valid", 1), pairs=pairs)
+    assert task.step(batch)["optim/nonfinite"] == 0
+    found = task.validate()
+    assert {key.split("/")[1] for key in found.numbers} == {"pairs", "score"}
+    assert found.numbers["val/pairs/sinc/lsd"] < 0.01  # body and air are the same recordings here
+    assert found.numbers["val/pairs/lsd"] > 0.1
+    assert found.clips["pairs_0"]["low"].shape == pairs.read(0)[0].shape
+
+    task = train.GANTask(recipe, train.corpus.whole(packed / "valid", 1))
+    numbers = task.validate().numbers
+    assert {key.split("/")[1] for key in numbers} == {"simulated", "score"}
+    assert numbers["val/simulated/sinc/lsd"] > 0.5
+    assert task.validate().numbers["val/simulated/lsd"] == numbers["val/simulated/lsd"]
+
+
+def test_a_training_on_feature_matching_alone_and_one_on_nothing(smoke: tuple[Path, str]) -> None:
+    nothing = [f"losses.{name}=0" for name in ("stft", "log_mel", "band_energy")]
+    with pytest.raises(ConfigError, match="every reconstruction loss is 0: give one a weight"):
+        train.load_recipe(SMOKE, nothing)
+    recipe = train.load_recipe(SMOKE, [*nothing, "reconstruction_steps=0"])
+    crops = train.corpus.Crops(smoke[0] / "data" / "train", recipe.crops, train.degrade.Degradation(recipe.degrade))
+    stats = train.GANTask(recipe, []).step(next(iter(train.corpus.batches(crops, 4, 1, 0, 0))))
+    assert "loss/rec" not in stats
+    assert stats["balance/weight/feat"] == 1
+    assert stats["grad/generator"] > 0
+
+
+def test_losses_weighed_by_f0_need_its_stability(smoke: tuple[Path, str]) -> None:
+    pytest.importorskip("pyworld")
+    with pytest.raises(ConfigError, match=r"losses\.source=1 weighs frames by the stability of F0; set crops\.stability=true"):
+        train.load_recipe(SMOKE, ["losses.source=1"])
+    recipe = train.load_recipe(SMOKE, ["losses.source=1", "losses.stft=0", "crops.stability=true"])
+    crops = train.corpus.Crops(smoke[0] / "data" / "train", recipe.crops, train.degrade.Degradation(recipe.degrade))
+    batch = next(iter(train.corpus.batches(crops, 4, 1, 0, 0)))
+    assert batch["stability"].shape == (4, 26)  # of 0.25 s
+    assert 0.05 < float(batch["stability"].mean()) < 0.95
+    assert train.GANTask(recipe, []).step(batch)["loss/source"] > 0
+
+
+def test_recordings_that_end_early_teach_their_end_only_where_the_recipe_says_so(smoke: tuple[Path, str]) -> None:
+    x = torch.randn(1, 1, 12_000)
+    for whole_from, kept in ((0.46, False), (0.4, True)):
+        task = train.GANTask(train.load_recipe(SMOKE, [f"whole_from={whole_from}"]), [])
+        limited = task._limited(x, torch.tensor([19_500.0]))
+        assert bool(torch.equal(limited, x)) is kept
