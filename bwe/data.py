@@ -326,6 +326,8 @@ class Pairs:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        if not (self.folder / "body" / "index.json").is_file():
+            raise ConfigError(f"{folder}: no packed pairs; align and pack them first (python recipes/bone.py DATA PAIRS)")
         (index, self._body), (other, self._air) = _open(self.folder / "body"), _open(self.folder / "air")
         places = [[(c["shard"], c["start"], c["length"]) for c in i["clips"]] for i in (index, other)]
         if places[0] != places[1] or index["sample_rate"] != other["sample_rate"]:

@@ -143,13 +143,15 @@ def prepare(
     sample_rate: int,
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda line: None,
+    hold_out: bool = True,
 ) -> None:
     """Aligns pairs and writes them below `out`.
 
     `aligned/SPLIT/{body,air}/NNNN.flac` are to listen to and to measure with (`bwe eval --ref …/air --est …/body`);
     `train/{body,air}` and `valid/{body,air}` are packed for `data.PairCrops`; `pairs.csv` has a row for every pair: lag,
     polarity, level, correlation, and why it was rejected, where it was. Where no pair is of the split "valid", every sixth
-    speaker of "train" (in the order of the names, from the third) is.
+    speaker of "train" (in the order of the names, from the third) is; without `hold_out` these teach as well, for a last
+    training whose settings are known.
 
     Raises:
         ConfigError: no pair of the split "train" is left.
@@ -197,6 +199,8 @@ def prepare(
             runs.write_bytes(file, buffer.getvalue())
             files.append(corpora.Clip(path=str(file), speaker=pair.speaker, split=pair.split))
         kept.setdefault(pair.split, []).append((files[0], files[1]))
+        if pair.speaker in held_out and not hold_out:
+            kept.setdefault("train", []).append((files[0], files[1]))
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, restval="")
     writer.writeheader()
@@ -211,7 +215,7 @@ def prepare(
     for split, found_pairs in kept.items():
         for place, side in enumerate(("body", "air")):
             clips = [both[place] for both in found_pairs]
-            data.pack(clips, root / split / side, sample_rate, root / "aligned" / split / side)
+            data.pack(clips, root / split / side, sample_rate, root / "aligned")
 
 
 def _channel(path: str, channel: int, sample_rate: int) -> np.ndarray:

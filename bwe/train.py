@@ -165,6 +165,10 @@ class Recipe:
         balancer = self.losses.balancer
         if set(balancer.shares) != set(losses.TERMS) or (balancer.mode != "fixed" and balancer.shares["rec"] <= 0):
             raise ConfigError(f"losses.balancer.shares={balancer.shares}: give rec (above 0), feat and adv")
+        if (air := self.degrade.air.microphones) != (heard := getattr(self.generator, "air", 0)):
+            raise ConfigError(
+                f"degrade.air.microphones={air} and generator.air={heard}: what is simulated is heard; make them equal"
+            )
         if self.losses.source and not self.crops.stability:
             raise ConfigError(
                 f"losses.source={self.losses.source:g} weighs frames by the stability of F0; set crops.stability=true"

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from bwe import corpora, data, degrade, discriminators, generators, paired, train
+from bwe.errors import BweError
 
 RATE = 16_000
 # Body over air power, mean of the training pairs (`degrade.estimate_response(...).ratio()`), Hz and dB.
@@ -72,9 +73,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DATA", help="a layout that bwe.corpora.pairs knows")
     parser.add_argument("out", type=Path, metavar="PAIRS")
     parser.add_argument("--class", dest="cls", help="only this class of DATA's manifest.csv")
+    parser.add_argument("--all", action="store_true", help="pairs held out for validation teach as well")
     options = parser.parse_args()
-    found = corpora.pairs(options.folder, options.cls)
-    paired.prepare(found, options.out, RATE, say=lambda line: print(line, file=sys.stderr))
+    try:
+        found = corpora.pairs(options.folder, options.cls)
+        paired.prepare(found, options.out, RATE, say=lambda line: print(line, file=sys.stderr), hold_out=not options.all)
+    except BweError as error:
+        sys.exit(f"{parser.prog}: error: {error}")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ COMMON = [
 ARMS: dict[str, list[str]] = {
     "body": [],
     "air": [],
-    "fusion": ["generator.air=1", 'generator.features=["f0","bank"]'],
-    "fusion-plain": ["generator.air=1"],
+    "fusion": ["generator.air=1", 'generator.features=["f0","bank"]', "degrade.air.microphones=1"],
+    "fusion-plain": ["generator.air=1", "degrade.air.microphones=1"],
     "fusion-two": ["generator.air=2", 'generator.features=["f0","bank","direction"]', "degrade.air.microphones=2"],
 }
 METRICS = ("si_sdr", "lsd", "stoi", "estoi", "pesq")
@@ -64,13 +64,15 @@ def inputs_of(name: str, heard: Tensor) -> Tensor:
 
 def train_arm(name: str, out: Path, minutes: float, seed: int) -> None:
     run, packed = out / name, out / "packed"
-    overrides = [f"data={packed}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}", "degrade.air.microphones=1"]
+    overrides = [f"data={packed}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}"]
     recipe = train.load_recipe(BONE, [*overrides, *COMMON, *ARMS[name]])
     card = f"# {name}\n\nArm of recipes/fusion.py, {minutes:g} minutes of processor time, seed {seed}."
     recipe = dataclasses.replace(recipe, name=name, card=card)
     torch.set_num_threads(1)
     train.keep_memory()
-    crops = data.Crops(packed / "train", recipe.crops, degrade.Degradation(recipe.degrade))
+    air = dataclasses.replace(recipe.degrade.air, microphones=max(1, recipe.degrade.air.microphones))
+    way = degrade.Degradation(dataclasses.replace(recipe.degrade, air=air))
+    crops = data.Crops(packed / "train", recipe.crops, way)
 
     def batches(start: int) -> Iterator[dict[str, Tensor]]:
         for batch in data.batches(crops, recipe.batch, recipe.steps, start, recipe.workers):

@@ -14,11 +14,12 @@ def recipe() -> train.Recipe:
     return train.Recipe(
         name="music-44k",
         data="data/music",
-        crops=data.CropConfig(seconds=0.5, speed=(1.0, 1.12), mix_share=0.6, mix_of=(2, 4), mix_top_hz=(18_000.0, 20_200.0)),
+        crops=data.CropConfig(seconds=0.5, speed=(1.0, 1.12), mix_share=0.3, mix_of=(2, 4), mix_top_hz=(18_000.0, 20_200.0)),
         degrade=degrade.Config(
             cutoff_hz=(2_000.0, 16_000.0),
-            # Music is mixed to a colour of its own: half of it stays as it is.
-            clean_share=0.5,
+            gain_db=(-9.0, 3.0),
+            # Music is mixed to a colour of its own, and to a floor of its own: most of it stays as it is.
+            clean_share=0.8,
             tilt_db=(-12.0, 6.0),
             eq_db=2.0,
             noise_dbfs=(-95.0, -65.0),
@@ -33,8 +34,8 @@ def recipe() -> train.Recipe:
         optim=train.OptimConfig(lr=4e-4, discriminator_lr=5e-4),
         batch=8,
         whole_from=0.4,
-        steps=3_300,
-        reconstruction_steps=2_500,
+        steps=2_400,
+        reconstruction_steps=2_000,
         init="speech-48k",
         precision="auto",
         threads=1,
