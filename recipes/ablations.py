@@ -5,10 +5,9 @@
 `FOLDER` is what `bwe prepare` wrote. Time is processor time of the training process on one thread, so that a busy machine
 treats all arms alike. Of the speech recipe at 48 kHz, arms named rec-… learn from reconstruction losses alone and arms named
 gan-… go on from `rec` against discriminators. Arms named field-… ask at 16 kHz what the field asks, from random weights (a
-folder packed with `bwe prepare --rate 16000`), and also tell how far they were on the way. Those named music-… ask whether
-F0 stability should weigh the losses (a folder of music packed at 44.1 kHz), those named small-… what it is worth to start from
-a shipped model (a few minutes packed at 16 kHz). A finished arm is not trained again. Prints one
-row a finished arm, the figures of the two cut-offs side by side.
+folder packed with `bwe prepare --rate 16000`), and also tell how far they were on the way. Those named music-… ask what it is
+worth to start from a shipped model of speech, and whether F0 stability should weigh the losses (a folder of music packed at
+44.1 kHz). A finished arm is not trained again. Prints one row a finished arm, the figures of the two cut-offs side by side.
 """
 
 import argparse
@@ -53,7 +52,6 @@ FIELD = [
     "valid_every=200",
 ]
 MUSIC = [*NO_DISCRIMINATORS, "valid_every=200", "optim.lr=5e-4"]
-SMALL = [*FIELD, *NO_DISCRIMINATORS, "valid_every=50"]
 NO_RECONSTRUCTION = [f"losses.{name}=0" for name in ("stft", "log_mel", "band_energy")]
 ARMS: dict[str, list[str]] = {
     "rec": REC,
@@ -69,9 +67,8 @@ ARMS: dict[str, list[str]] = {
     "gan-fixed": [*GAN, "losses.balancer.mode=fixed", 'losses.balancer.shares={"rec":1,"feat":2,"adv":1}'],
     "gan-none": [*GAN, *NO_DISCRIMINATORS],
     "music": MUSIC,
+    "music-scratch": [*MUSIC, "init="],
     "music-source": [*MUSIC, "crops.stability=true", "losses.stft=0", "losses.log_mel=0", "losses.source=1"],
-    "small": SMALL,
-    "small-init": [*SMALL, "init=speech-48k"],
     "field": FIELD,
     "field-ls": [*FIELD, "losses.adversarial=ls"],
     "field-fm": [*FIELD, *NO_RECONSTRUCTION],

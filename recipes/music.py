@@ -2,9 +2,9 @@
 
     bwe train recipes/music.py data=FOLDER
 
-Two of three crops are mixes of two to four recordings, since a folder of single instruments is no music. Starts from
+Three of ten crops are mixes of two to four recordings, since a folder of single instruments is no music. Starts from
 `speech-48k`, whose trunk is the same; `init=` starts from nothing. Released music ends between 18 and 20 kHz, and is taught to
-end there, mixes included; what ends lower has been through a codec, and teaches nothing above.
+end there, mixes included; what ends below 13 kHz teaches nothing above.
 """
 
 from bwe import data, degrade, discriminators, generators, train
@@ -14,16 +14,24 @@ def recipe() -> train.Recipe:
     return train.Recipe(
         name="music-44k",
         data="data/music",
-        crops=data.CropConfig(seconds=0.5, speed=(1.0, 1.12), mix_share=0.3, mix_of=(2, 4), mix_top_hz=(18_000.0, 20_200.0)),
+        crops=data.CropConfig(
+            seconds=0.5,
+            speaker_power=0.6,
+            speed=(1.0, 1.12),
+            mix_share=0.3,
+            mix_of=(2, 4),
+            mix_top_hz=(18_000.0, 20_200.0),
+        ),
         degrade=degrade.Config(
             cutoff_hz=(2_000.0, 16_000.0),
             gain_db=(-9.0, 3.0),
-            # Music is mixed to a colour of its own, and to a floor of its own: most of it stays as it is.
-            clean_share=0.8,
-            tilt_db=(-12.0, 6.0),
-            eq_db=2.0,
-            noise_dbfs=(-95.0, -65.0),
-            noise_share=0.2,
+            # Steep and flat slopes, and floors of any colour: what the spectrum does below the cut-off goes on above it.
+            clean_share=0.3,
+            tilt_db=(-30.0, 10.0),
+            slope_db=(-5.0, 2.0),
+            noise_dbfs=(-95.0, -55.0),
+            noise_exponent=(-1.0, 2.0),
+            noise_share=0.5,
             rumble_share=0.2,
             codec_share=0.12,
             codecs=("mp3",),
@@ -33,9 +41,9 @@ def recipe() -> train.Recipe:
         discriminators=discriminators.Config(bands=22, subset=4),
         optim=train.OptimConfig(lr=4e-4, discriminator_lr=5e-4),
         batch=8,
-        whole_from=0.4,
-        steps=2_400,
-        reconstruction_steps=2_000,
+        whole_from=0.3,
+        steps=2_200,
+        reconstruction_steps=2_200,
         init="speech-48k",
         precision="auto",
         threads=1,
