@@ -790,7 +790,8 @@ def extend(
                     writer.write(_spread(last.push(before, after), out_channels))
                 writer.write(_spread(last.flush(frames_out), out_channels))
                 if picture is not None:
-                    drawn = pictures.comparison(panels[0], panels[1], panels[2], hz if filled else None, info.path.name)
+                    shown_hz = hz if filled and extender.keeps_band else None
+                    drawn = pictures.comparison(panels[0], panels[1], panels[2], shown_hz, info.path.name)
                     runs.write_bytes(picture, drawn)
             null_db, clipped, peak = null.decibels(), writer.clipped, writer.peak
             shown = target if isinstance(target, Path) else Path("-")
