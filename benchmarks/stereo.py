@@ -1,7 +1,7 @@
 """What each way of taking two channels through a mono network does to the stereo image, on scenes with known panning.
 
     python benchmarks/stereo.py speech-48k ../shared/data --split test --class music44
-    python benchmarks/stereo.py runs/music-a/best FOLDER --takes 3 --seconds 3
+    python benchmarks/stereo.py music-44k FOLDER --takes 3 --seconds 3
 
 FOLDER holds mono full-band recordings (of others, the first channel is taken), with or without a manifest.csv. Each take makes
 stereo scenes from three of them. A scene is the reference, `dsp.band_limit` of it the input, and all figures are of the band
