@@ -81,13 +81,19 @@ ARMS: dict[str, list[str]] = {
 }
 
 
-def train_arm(name: str, folder: Path, out: Path, minutes: float, seed: int) -> None:
+def recipe_of(name: str, overrides: list[str]) -> train.Recipe:
+    """The recipe of an arm."""
     music = name.startswith("music")
     common = ENDLESS if music else [*PLAIN, *ENDLESS, "precision=fp32"]
-    overrides = [f"data={folder}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}", *common, *ARMS[name]]
+    recipe = train.load_recipe(MUSIC_RECIPE if music else RECIPE, [*overrides, *common, *ARMS[name]])
+    return dataclasses.replace(recipe, name=name)
+
+
+def train_arm(name: str, folder: Path, out: Path, minutes: float, seed: int) -> None:
+    overrides = [f"data={folder}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}"]
     if name.startswith("gan"):
         overrides.append(f"init={out / 'rec' / 'last'}")
-    recipe = dataclasses.replace(train.load_recipe(MUSIC_RECIPE if music else RECIPE, overrides), name=name)
+    recipe = recipe_of(name, overrides)
     torch.set_num_threads(1)
     train.keep_memory()
     crops = data.Crops(folder / "train", recipe.crops, degrade.Degradation(recipe.degrade))

@@ -62,12 +62,16 @@ def inputs_of(name: str, heard: Tensor) -> Tensor:
     return heard if name.startswith("fusion") else heard[..., :1, :]
 
 
+def recipe_of(name: str, overrides: list[str]) -> train.Recipe:
+    """The recipe of an arm."""
+    return dataclasses.replace(train.load_recipe(BONE, [*overrides, *COMMON, *ARMS[name]]), name=name)
+
+
 def train_arm(name: str, out: Path, minutes: float, seed: int) -> None:
     run, packed = out / name, out / "packed"
-    overrides = [f"data={packed}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}"]
-    recipe = train.load_recipe(BONE, [*overrides, *COMMON, *ARMS[name]])
     card = f"# {name}\n\nArm of recipes/fusion.py, {minutes:g} minutes of processor time, seed {seed}."
-    recipe = dataclasses.replace(recipe, name=name, card=card)
+    recipe = recipe_of(name, [f"data={packed}", f"minutes={minutes}", f"seed={seed}", f"crops.seed={seed}"])
+    recipe = dataclasses.replace(recipe, card=card)
     torch.set_num_threads(1)
     train.keep_memory()
     air = dataclasses.replace(recipe.degrade.air, microphones=max(1, recipe.degrade.air.microphones))

@@ -203,7 +203,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == len(listed)
     for model, line in zip(listed, captured.out.splitlines(), strict=True):
-        assert line.startswith(f"{model['name']}  48 kHz  ")
+        assert line.startswith(f"{model['name']}  {model['sample_rate'] / 1000:g} kHz  ")
         assert model["summary"]
 
 
