@@ -642,9 +642,8 @@ def wander(x: Tensor, sample_rate: int, std_db: float, std_rad: float, seed: int
     spectrum = torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True)[0]
     rows, columns = round(sample_rate / 2 / 500) + 1, x.shape[-1] // round(0.08 * sample_rate) + 2
     knots = np.random.default_rng(seed).standard_normal((1, 2, rows, columns)).astype(np.float32)
-    field = torch.nn.functional.interpolate(torch.from_numpy(knots), size=spectrum.shape, mode="bilinear", align_corners=True)[
-        0
-    ]
+    size = tuple(spectrum.shape)
+    (field,) = torch.nn.functional.interpolate(torch.from_numpy(knots), size=size, mode="bilinear", align_corners=True)
     gain_db = std_db * field[0]
     if unvoiced_db:
         power = spectrum.abs().square()

@@ -776,7 +776,7 @@ def extend(
             null = _Null(rate, hz)
             frames = dsp.resampled_length(survey.frames, info.sample_rate, rate)
             panels = [pictures.SpectrogramAccumulator(rate, frames) for _ in range(3 if picture else 0)]
-            last = _Joined(info.sample_rate, rate, out_rate, made)
+            last = _Joined(info.sample_rate, rate, out_rate, made, extender.keeps_band)
             named = {**info.tags, "software": f"bwe {bwe.__version__}"} if tags else None
             with audio.Writer(
                 target, out_rate, out_channels, subtype, frames=frames_out, overwrite=overwrite, tags=named
@@ -929,12 +929,13 @@ class _Joined:
     """The output at its own rate, of what a model makes at its rate.
 
     Below the model's rate that is resampled. Above it only what the model has added is, and the rest is the input: it keeps
-    what lies beyond the model's band, and at its own rate every sample.
+    what lies beyond the model's band, and at its own rate every sample. Where a model makes the whole band anew, nothing of
+    the input is kept.
     """
 
-    def __init__(self, in_rate: int, rate: int, out_rate: int, channels: int) -> None:
+    def __init__(self, in_rate: int, rate: int, out_rate: int, channels: int, keeps_band: bool) -> None:
         self._last = dsp.Resampler(rate, out_rate, channels)
-        self._direct = dsp.Resampler(in_rate, out_rate, channels) if out_rate > rate else None
+        self._direct = dsp.Resampler(in_rate, out_rate, channels) if out_rate > rate and keeps_band else None
         self._kept = self._added = np.zeros((channels, 0), np.float32)
 
     def hear(self, block: np.ndarray) -> None:

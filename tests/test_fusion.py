@@ -124,6 +124,13 @@ def test_body_models_make_the_whole_band_of_files_and_arrays_anew(tmp_path: Path
     report = infer.extend(tmp_path / "in.wav", tmp_path / "out.wav", model)
     assert "whole band made anew" in str(report)
     assert np.allclose(soundfile.read(tmp_path / "out.wav")[0], y, atol=1e-5)
+    wide = (0.1 * np.random.default_rng(0).standard_normal(48_000)).astype(np.float32)
+    soundfile.write(tmp_path / "wide.wav", wide, 48_000, subtype="FLOAT")
+    infer.extend(tmp_path / "wide.wav", tmp_path / "made.wav", model)
+    made, rate = soundfile.read(tmp_path / "made.wav")
+    power = np.abs(np.fft.rfft(made)) ** 2
+    above = np.fft.rfftfreq(len(made), 1 / rate) > 8200
+    assert power[above].sum() < 1e-6 * power.sum()  # nothing of the body signal's own highs
 
 
 def test_fusion_models_take_a_channel_for_each_microphone(tmp_path: Path) -> None:
