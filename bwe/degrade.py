@@ -151,6 +151,8 @@ class Config:
         noise_dbfs: RMS level of the background noise in dB re full scale.
         noise_share: share of clips with background noise in target and input alike.
         rumble_dbfs, rumble_share: the same of noise that falls by 6 to 12 dB an octave: handling, wind, ventilation.
+        file_bits: width of PCM that target and input alike are rounded to, as most files are: the floor under every recording,
+            which gain and equalisation have moved. 0: not.
         input_noise_share: share of clips with additional noise in the input only.
         cutoff_jitter: relative error (uniform, +-) of the cut-off that the generator is told.
         eq_db: standard deviation in dB of a smooth random equalisation above 1 kHz, for the clips of `equalise_share`.
@@ -183,6 +185,7 @@ class Config:
     noise_share: float = 0.75
     rumble_dbfs: tuple[float, float] = (-70.0, -30.0)
     rumble_share: float = 0.6
+    file_bits: int = 0
     input_noise_share: float = 0.1
     cutoff_jitter: float = 0.03
     eq_db: float = 0.0
@@ -248,6 +251,7 @@ class Parameters:
     clip_db: float = 0.0
     bits: int = 0
     dropout: tuple[float, float, bool, int] = (0.0, 0.0, False, 0)
+    file_bits: int = 0
     body: Body | None = None
 
 
@@ -546,6 +550,7 @@ class Degradation:
             eq=(c.eq_db * equalised, seed()),
             clip_db=float(rng.uniform(*c.clip_db)) * (rng.random() < c.clip_share),
             bits=int(rng.choice(c.quantise_bits)) * (rng.random() < c.quantise_share),
+            file_bits=c.file_bits,
             dropout=(
                 float(rng.uniform(*c.dropout_ms)) / 1000,
                 float(rng.uniform(*c.dropout_loss)) * (rng.random() < c.dropout_share),
@@ -601,6 +606,8 @@ class Degradation:
         for noise in (p.noise, p.rumble):
             if np.isfinite(noise[0]):
                 target = target + torch.from_numpy(coloured_noise(x.shape[-1], *noise))
+        if p.file_bits:
+            target = quantise(target, p.file_bits)
         narrow = target
         if np.isfinite(p.input_noise[0]):
             narrow = narrow + torch.from_numpy(coloured_noise(x.shape[-1], *p.input_noise))

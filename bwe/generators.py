@@ -9,7 +9,9 @@ bandwidth extension network") with three things of its own:
   spans 100 dB without the network having to, follows the input's level, and is silent where the input is; a third output
   per sub-band scales the input's own content there (to lift a filter's skirt, or to cancel images and noise);
 * what the rectified input has in each sub-band (harmonics of the same pitch, or noise of the same envelope), whitened, is
-  offered as a texture.
+  offered as a texture;
+* with `trend`, the straight line that the level follows over the last known octave is carried on, and the head says how far
+  it is to be believed: a network alone does not carry on a slope that is steeper than those of its training.
 
 The known band is not the network's business: `y = x + highpass(G(x) - x)`, or live, where both sides of the cut-off have
 filters of their own, `y = lowpass(x) + highpass(G(x))`.
@@ -40,6 +42,11 @@ LOG_LEVEL_SCALE, LOG_LEVEL_SHIFT = 0.2, 1.6
 LOG_GAIN_MAX = 3.0
 # Pairs of sub-band samples between the means that `_without_edges` takes, each over four times as many.
 EDGE_STEP = 8
+# Sub-band samples between the spectra that `_Trend` is taken from, each over four times as many (32 ms of 1 kHz wide bands),
+# and spectra on either side over which its slope is averaged, since the slope of a single one is chance.
+TREND_STEP, TREND_AROUND = 16, 20
+# -120 dBFS.
+TREND_FLOOR = 1e-6
 # Taps per band and attenuation in dB of the filter bank of a causal generator: 3.5 ms instead of 6 there and back.
 _CAUSAL_PQMF = (7, 60.0)
 
@@ -66,6 +73,7 @@ class Config:
         air: microphones in the air that are heard beside the signal itself (a body microphone's, then), which add a keeping of
             their own content to each sub-band; only without `passthrough` and `causal`.
         features: of every frame, that scale and shift the bottleneck, see `fusion.FrameFeatures`.
+        trend: offer the level that the slope below the cut-off leads to, see `_Trend`; only with `passthrough`, not `causal`.
         causal: look only back, but for a short filter bank (`SEANet.latency`), so that a live signal can be extended.
     """
 
@@ -84,6 +92,7 @@ class Config:
     told_hz: float = 0.0
     air: int = 0
     features: tuple[fusion.Feature, ...] = ()
+    trend: bool = False
     causal: bool = False
 
     def __post_init__(self) -> None:
@@ -106,6 +115,10 @@ class Config:
             raise ValueError("a SEANet has the feature 'direction' of two air microphones, not more and not fewer")
         if self.told_hz and self.passthrough:
             raise ValueError("a SEANet that keeps the known band has to be told where it ends: told_hz is 0 with passthrough")
+        if self.trend and (self.causal or not self.passthrough or math.prod(self.strides) % TREND_STEP):
+            raise ValueError(
+                f"a SEANet has a trend with passthrough, not causal, at strides whose product {TREND_STEP} divides"
+            )
         if any(k % 2 == 0 for ks in self.kernels for k in ks):
             raise ValueError("the kernels of a SEANet are odd")
         if self.level_frames % 8 or math.prod(self.strides) % (self.level_frames // 4):
@@ -162,6 +175,56 @@ class _CutoffEmbedding(nn.Module):
         return out
 
 
+class _Trend(nn.Module):
+    """The level to which the slope below the cut-off leads: a least-squares line through the log-power of narrow bins over the
+    octave that ends 200 Hz below the cut-off, by octaves, as `baselines.SpectralBandReplication` has it.
+
+    Bins rather than sub-bands, and logarithms before the mean: between partials the noise floor counts, as in LSD. They are
+    those of a short Fourier transform of each sub-band, which costs next to nothing at its rate.
+    """
+
+    def __init__(self, sample_rate: int, bands: int) -> None:
+        super().__init__()
+        self.bands, width = bands, sample_rate / (2 * bands)
+        size = 4 * TREND_STEP
+        bin = torch.arange(1, size // 2)
+        angle = 2 * math.pi / size * bin[:, None] * torch.arange(size)
+        window = torch.hann_window(size)
+        window = window / window.square().sum().sqrt()
+        self.register_buffer("waves", torch.cat([angle.cos(), angle.sin()])[:, None] * window, persistent=False)
+        self.waves: Tensor
+        # Every other sub-band has its lowest frequency at the top.
+        inside = bin / (size // 2)
+        rising = torch.arange(bands)[:, None] % 2 == 0
+        hz = width * (torch.arange(bands)[:, None] + torch.where(rising, inside, 1 - inside))
+        self.register_buffer("hz", hz.flatten(), persistent=False)
+        self.hz: Tensor
+        self.register_buffer("centre", (width * (torch.arange(bands) + 0.5)).log2(), persistent=False)
+        self.centre: Tensor
+
+    def forward(self, bands: Tensor, cutoff_hz: Tensor) -> Tensor:
+        """`(B, K, N)`, N a multiple of `TREND_STEP`, and the cut-offs `(B,)` in Hz -> the logarithm of the amplitude that each
+        sub-band would have on the line, `(B, K, N)`."""
+        count, step = len(bands), TREND_STEP
+        parts = F.conv1d(bands.flatten(0, 1)[:, None], self.waves, stride=step, padding=(4 * step - step) // 2)
+        power = parts.square().unflatten(1, (2, -1)).sum(1)
+        level = (power + TREND_FLOOR**2).log().unflatten(0, (count, -1)).flatten(1, 2) / 2
+        top = cutoff_hz.float()[:, None] - 200.0
+        # However low the cut-off, an octave of some bins.
+        top = top.clamp(min=400.0)
+        weight = ((self.hz >= top / 2) & (self.hz <= top)).to(level)
+        weight = weight / weight.sum(1, keepdim=True)
+        octave = self.hz.log2()
+        middle = (weight * octave).sum(1, keepdim=True)
+        ahead = weight * (octave - middle)
+        slope = (ahead[:, :, None] * level).sum(1) / (ahead * (octave - middle)).sum(1, keepdim=True)
+        mean = (weight[:, :, None] * level).sum(1)
+        slope = F.avg_pool1d(slope, 2 * TREND_AROUND + 1, 1, TREND_AROUND, count_include_pad=False)
+        mean = F.avg_pool1d(mean, 5, 1, 2, count_include_pad=False)
+        line = mean[:, None] + slope[:, None] * (self.centre - middle)[:, :, None]
+        return _around(line.clamp(min=math.log(TREND_FLOOR)), step)
+
+
 class Told(NamedTuple):
     """What a `SEANet` makes of its cut-offs: scale and shift of every level, and what splices the bands, which is the cut-offs
     `(B,)` themselves or, for a causal one, `dsp.causal_splice_weights`."""
@@ -202,8 +265,9 @@ class SEANet(nn.Module):
         self.latency = self.delay + self.hop - 1 if c.causal else 0
         self.embedding = _CutoffEmbedding(c.conditioning) if c.conditioning else None
         told = max(1, c.conditioning)
-        inputs = c.bands * (2 * (1 + c.air) + c.excitation)
+        inputs = c.bands * (2 * (1 + c.air) + c.excitation + c.trend)
         self.stem = conv(inputs, c.channels[0], 3)
+        self.trend = _Trend(c.sample_rate, c.bands) if c.trend else None
         levels = range(len(c.strides))
         self.encoder = nn.ModuleList(ResidualUnits(c.channels[i], 3, c.encoder_dilations) for i in levels)
         self.encoder_film = nn.ModuleList(Film(told, c.channels[i]) for i in levels)
@@ -220,8 +284,11 @@ class SEANet(nn.Module):
         if c.features:
             self.frames = fusion.FrameFeatures(c.sample_rate, self.hop, c.air, c.features)
             self.frame_film = fusion.FrameFilm(self.frames.size, width)
-        self.head = conv(c.channels[0], (3 + c.air) * c.bands, 3, gain=0.1)
+        self.head = conv(c.channels[0], (3 + c.air + c.trend) * c.bands, 3, gain=0.1)
         with torch.no_grad():
+            if c.trend:  # A warm start without one begins as it was, all but exactly: weights of 0 have no direction to learn.
+                self.stem.parametrizations.weight.original1[:, -c.bands :].mul_(1e-3)  # type: ignore[index,union-attr]
+                self.head.parametrizations.weight.original0[-c.bands :].mul_(1e-3)  # type: ignore[index,union-attr]
             assert self.head.bias is not None
             self.head.bias[c.bands : 2 * c.bands] = -4.0
         self.texture_mix = nn.Parameter(torch.full((c.bands, 1), 1.0 if c.excitation else 0.0))
@@ -234,6 +301,8 @@ class SEANet(nn.Module):
             rate *= stride
             reach += rate
         reach += rate * sum(cycle) + 3 + 2 * 3 * EDGE_STEP
+        if c.trend:
+            reach += TREND_STEP * (TREND_AROUND + 4)
         self.receptive_field = math.ceil(reach) * c.bands + 2 * self.pqmf.margin
         if c.causal:
             self.receptive_field = 2 * self.receptive_field + self.hop + self.delay
@@ -247,7 +316,7 @@ class SEANet(nn.Module):
         The PQMF may have another size: at the sample rates 16, 24, 44.1 and 48 kHz, 8, 12, 22 and 24 bands are all 1 kHz wide
         and the trunk runs at 2 kHz. Then the bands that both have are taken over in stem and head, the others start anew.
 
-        What hears air microphones that the other has not, and the features, start anew.
+        What hears air microphones that the other has not, the trend and the features start anew.
 
         Raises ModelError, beginning with `where`: the trunk has other widths, strides or blocks.
         """
@@ -335,6 +404,13 @@ class SEANet(nn.Module):
         if c.excitation:
             excitation = white[1]
             features.insert(2, excitation)
+        line: Tensor | float = 0.0
+        reference = (level[0].square().mean(dim=1, keepdim=True) - LEVEL_FLOOR**2).clamp(min=0).sqrt()
+        if self.trend:
+            line = self.trend(content[0], told.splice)
+            features.append(line * LOG_LEVEL_SCALE + LOG_LEVEL_SHIFT)
+            # Relative to what the gain is relative to.
+            line = line - (reference + LEVEL_FLOOR).log()
         h = torch.cat(features, dim=1).unsqueeze(2).contiguous(memory_format=torch.channels_last)
         h = self.stem(h, causal)
         skips = []
@@ -350,9 +426,10 @@ class SEANet(nn.Module):
             h = up(activate(h), causal) + skip
             h = decoder(modulate(h, next(modulation)), causal)
         out = self.head(activate(h), causal).squeeze(2).float()
-        texture, log_gain, *kept = out.chunk(3 + c.air, dim=1)
+        texture, log_gain, *kept = out.chunk(3 + c.air + c.trend, dim=1)
         texture = self._without_edges(texture)
-        reference = (level[0].square().mean(dim=1, keepdim=True) - LEVEL_FLOOR**2).clamp(min=0).sqrt()
+        if c.trend:
+            log_gain = log_gain + kept.pop() * line
         gain = log_gain.clamp(max=LOG_GAIN_MAX).exp() * reference
         made = (texture + self.texture_mix * excitation) * gain
         for share, i in zip(kept, heard, strict=True):

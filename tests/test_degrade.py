@@ -329,6 +329,16 @@ def test_clipping_is_hard_and_at_its_level(voice: Voice) -> None:
     assert float(spectrum[300]) == pytest.approx(third, rel=0.01)
 
 
+def test_a_target_stands_on_the_floor_of_its_file() -> None:
+    rng, x = np.random.default_rng(3), 0.02 * torch.randn(4, 1, 24_000)
+    way = degrade.Degradation(degrade.Config(file_bits=16, gain_db=(-30.0, -20.0), noise_share=0.0))
+    pair = way.apply(x, 48_000, way.sample(rng, 4))
+    steps = pair.target * 2**15
+    assert torch.equal(steps, steps.round())
+    assert steps.any()
+    assert not torch.equal(pair.input * 2**15, (pair.input * 2**15).round())
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_quantisation_noise_is_white_and_of_the_level_of_its_step(bits: int) -> None:
     x = clips(1, 4 * SR)

@@ -72,10 +72,10 @@ def test_missing_band_follows_the_level_of_the_input() -> None:
     assert ratio == pytest.approx(20, abs=6)
 
 
-@pytest.mark.parametrize("size", ["tiny", "S", "B"])
-def test_receptive_field_covers_what_the_output_depends_on(size: str) -> None:
+@pytest.mark.parametrize(("size", "trend"), [("tiny", False), ("S", False), ("B", False), ("tiny", True)])
+def test_receptive_field_covers_what_the_output_depends_on(size: str, trend: bool) -> None:
     torch.manual_seed(0)
-    model = generators.SEANet(generators.SIZES[size]).eval()
+    model = generators.SEANet(dataclasses.replace(generators.SIZES[size], trend=trend)).eval()
     reach = model.receptive_field
     length = (2 * reach // model.hop + 6) * model.hop
     centre = length // 2
@@ -122,7 +122,15 @@ def test_cutoff_changes_what_is_generated() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"channels": (8, 8)}, {"strides": (3, 4)}, {"bands": 1000}, {"kernels": ((4,), (3,))}, {"bands": 15, "causal": True}],
+    [
+        {"channels": (8, 8)},
+        {"strides": (3, 4)},
+        {"bands": 1000},
+        {"kernels": ((4,), (3,))},
+        {"bands": 15, "causal": True},
+        {"trend": True, "causal": True},
+        {"trend": True, "passthrough": False},
+    ],
 )
 def test_impossible_shapes_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="SEANet"):
@@ -208,6 +216,56 @@ def test_a_warm_start_copies_and_keeps_the_memory_format() -> None:
     elsewhere = generators.SEANet(generators.SIZES["tiny"]).to("meta")
     elsewhere.warm_start(source, "init=x")  # a copy between devices
     assert all(p.device.type == "meta" for p in elsewhere.parameters())
+
+
+def sloping(db_per_octave: float, cutoff: float | None = None) -> torch.Tensor:
+    """Noise at -20 dBFS whose spectrum falls evenly, whole or without what is above the cut-off."""
+    torch.manual_seed(2)
+    spectrum = torch.fft.rfft(torch.randn(1, 1, 2 * SR, dtype=torch.float64))
+    octaves = (torch.arange(spectrum.shape[-1]) / 2000).clamp(min=0.8).log2()
+    x = torch.fft.irfft(spectrum * 10 ** (db_per_octave * octaves / 20))
+    x = (x * 0.1 / x.square().mean().sqrt()).float()
+    return x if cutoff is None else dsp.band_limit(x, SR, cutoff, width_hz=100)
+
+
+@pytest.mark.parametrize("db_per_octave", [0.0, -9.0, -15.0])
+@pytest.mark.parametrize("cutoff", [2000.0, 4000.0, 11_300.0])
+def test_the_trend_is_where_the_slope_leads(db_per_octave: float, cutoff: float) -> None:
+    model = tiny(trend=True)
+    assert model.trend is not None
+    narrow, whole = (model.pqmf.analysis(sloping(db_per_octave, hz)) for hz in (cutoff, None))
+    line = model.trend(narrow, torch.tensor([cutoff]))[0, :, 200:-200].mean(-1)
+    level = whole[0, :, 200:-200].square().mean(-1).sqrt().log()
+    above = slice(int(cutoff / 1000) + 1, 21)
+    # The mean of a logarithm of noise is 2.5 dB below the logarithm of the mean.
+    assert (8.686 * (level - line)[above] - 2.5).abs().max() < 2.5
+
+
+def test_a_head_that_believes_the_trend_carries_the_slope_on() -> None:
+    model = tiny(trend=True)
+    bands = model.config.bands
+    with torch.no_grad():
+        model.head.bias[bands : 2 * bands] = 0.0
+        model.head.bias[-bands:] = 1.0
+    levels = []
+    for slope in (-6.0, -15.0):
+        with torch.inference_mode():
+            y = model(sloping(slope, 4000.0), torch.tensor([4000.0]))
+        power = torch.fft.rfft(y[0, 0] * torch.hann_window(y.shape[-1])).abs().square()
+        levels.append([10 * float(power[2 * hz : 2 * hz + 1000].mean().log10()) for hz in (5000, 10_000, 20_000)])
+    for slope, (low, middle, high) in zip((-6.0, -15.0), levels, strict=True):
+        assert middle - low == pytest.approx(slope, abs=3)
+        assert high - middle == pytest.approx(slope, abs=3)
+
+
+def test_a_trend_begins_where_the_network_was() -> None:
+    source, x, cutoff = tiny(), speechlike(20_000), torch.tensor([4000.0])
+    torch.manual_seed(9)
+    target = generators.SEANet(dataclasses.replace(source.config, trend=True)).eval()
+    target.warm_start(source, "init=x")
+    with torch.inference_mode():
+        was, now = (model(x, cutoff) - x for model in (source, target))
+    assert (now - was).square().mean() < 1e-3 * was.square().mean()
 
 
 def causal(**changes: object) -> generators.SEANet:
