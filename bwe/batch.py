@@ -128,6 +128,14 @@ class Settings:
             return self.load().sample_rate
         return int(hub.describe(self.model)["sample_rate"])
 
+    def keeps_rate(self) -> bool:
+        """Whether inputs of a higher rate keep theirs: none is set, and the model keeps what it knows of them."""
+        if self.sample_rate:
+            return False
+        if self.model.lower().endswith(".onnx"):
+            return self.load().keeps_band
+        return bool(hub.describe(self.model)["keeps_band"])
+
     def load(self) -> infer.Extender:
         """The model; see `infer.load` for what it raises."""
         return infer.load(self.model, self.device, self.backend, self.threads or 1)

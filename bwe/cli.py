@@ -254,7 +254,7 @@ def _extend(args: argparse.Namespace) -> int:
     )  # fmt: skip
     with _terminable(), contextlib.closing(batch.Bar()) as bar:
         plan = batch.plan(
-            args.inputs, args.output, sample_rate=settings.output_rate(), keep_rate=args.sr is None,
+            args.inputs, args.output, sample_rate=settings.output_rate(), keep_rate=settings.keeps_rate(),
             recursive=args.recursive, name=args.name or batch.NAME, format=args.format, manifest=args.manifest,
         )  # fmt: skip
         many = len(plan.jobs) + len(plan.refused) > 1

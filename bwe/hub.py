@@ -209,7 +209,8 @@ def describe(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """What `bwe models` shows of a checkpoint folder, without opening its weights.
 
     Keys: name, folder, arch, sample_rate (Hz), version, commit, sha256, bytes (of the weights), summary (first sentence of
-    the card). Raises ModelError as `read` does.
+    the card), keeps_band (False of a model for body microphones, which makes the whole band anew). Raises ModelError as `read`
+    does.
     """
     folder = find(name_or_path)
     meta = _read_meta(folder)
@@ -222,6 +223,7 @@ def describe(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         **{key: meta[key] for key in ("arch", "sample_rate", "version", "commit", "sha256")},
         "bytes": weights.stat().st_size if weights.is_file() else 0,
         "summary": summary.split(". ")[0],
+        "keeps_band": not meta["config"].get("told_hz"),
     }
 
 

@@ -659,9 +659,12 @@ def _sha256(path: Path | None) -> str | None:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def output_rate(model_rate: int, in_rate: int) -> int:
+def output_rate(model_rate: int, in_rate: int, keeps_band: bool = True) -> int:
     """Sample rate in Hz of a file that a model of ``model_rate`` makes of one of ``in_rate``: the lowest of `TARGET_RATES` and
-    the model's own that is below neither; 48000 where the input's is higher than that."""
+    the model's own that is below neither; 48000 where the input's is higher than that. Where a model keeps nothing of the
+    input, its own: there is nothing above."""
+    if not keeps_band:
+        return model_rate
     rates = sorted({*TARGET_RATES, model_rate})
     return next((rate for rate in rates if rate >= max(model_rate, in_rate)), rates[-1])
 
@@ -742,7 +745,7 @@ def extend(
     picture = None if spectrogram is None else _writable_picture(Path(spectrogram), overwrite)
     with audio.Reader(in_path, salvage=salvage, nan=nan) as reader:
         info = reader.info
-        out_rate = sample_rate or output_rate(rate, info.sample_rate)
+        out_rate = sample_rate or output_rate(rate, info.sample_rate, extender.keeps_band)
         target = _target(info, in_path, out_path, out_rate)
         if isinstance(target, Path):
             audio.check_output(target, overwrite)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from bwe import export, fusion, generators, hub, infer
+from bwe import batch, export, fusion, generators, hub, infer
 from bwe.errors import AudioError, ModelError
 
 SR = 16_000
@@ -126,8 +126,13 @@ def test_body_models_make_the_whole_band_of_files_and_arrays_anew(tmp_path: Path
     assert np.allclose(soundfile.read(tmp_path / "out.wav")[0], y, atol=1e-5)
     wide = (0.1 * np.random.default_rng(0).standard_normal(48_000)).astype(np.float32)
     soundfile.write(tmp_path / "wide.wav", wide, 48_000, subtype="FLOAT")
-    infer.extend(tmp_path / "wide.wav", tmp_path / "made.wav", model)
+    infer.extend(tmp_path / "wide.wav", tmp_path / "own.wav", model)
+    assert soundfile.info(tmp_path / "own.wav").samplerate == SR  # there is nothing above
+    settings = batch.Settings(model=str(tmp_path / "body"))
+    assert (settings.output_rate(), settings.keeps_rate()) == (SR, False)
+    infer.extend(tmp_path / "wide.wav", tmp_path / "made.wav", model, sample_rate=48_000)
     made, rate = soundfile.read(tmp_path / "made.wav")
+    assert rate == 48_000
     power = np.abs(np.fft.rfft(made)) ** 2
     above = np.fft.rfftfreq(len(made), 1 / rate) > 8200
     assert power[above].sum() < 1e-6 * power.sum()  # nothing of the body signal's own highs
