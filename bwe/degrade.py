@@ -150,6 +150,8 @@ class Config:
         noise_exponent: spectral exponent of the noise, power falling as 1 / f**exponent (0 white, 1 pink, -1 blue).
         noise_dbfs: RMS level of the background noise in dB re full scale.
         noise_share: share of clips with background noise in target and input alike.
+        noise_heard: only where it is heard below the cut-off: above the median of the clip's own spectrum in the octave below
+            it. Noise that cannot be known from the input teaches to make up noise.
         rumble_dbfs, rumble_share: the same of noise that falls by 6 to 12 dB an octave: handling, wind, ventilation.
         file_bits: width of PCM that target and input alike are rounded to, as most files are: the floor under every recording,
             which gain and equalisation have moved. 0: not.
@@ -183,6 +185,7 @@ class Config:
     noise_exponent: tuple[float, float] = (-1.0, 1.0)
     noise_dbfs: tuple[float, float] = (-90.0, -55.0)
     noise_share: float = 0.75
+    noise_heard: bool = False
     rumble_dbfs: tuple[float, float] = (-70.0, -30.0)
     rumble_share: float = 0.6
     file_bits: int = 0
@@ -252,6 +255,7 @@ class Parameters:
     bits: int = 0
     dropout: tuple[float, float, bool, int] = (0.0, 0.0, False, 0)
     file_bits: int = 0
+    noise_heard: bool = False
     body: Body | None = None
 
 
@@ -551,6 +555,7 @@ class Degradation:
             clip_db=float(rng.uniform(*c.clip_db)) * (rng.random() < c.clip_share),
             bits=int(rng.choice(c.quantise_bits)) * (rng.random() < c.quantise_share),
             file_bits=c.file_bits,
+            noise_heard=c.noise_heard,
             dropout=(
                 float(rng.uniform(*c.dropout_ms)) / 1000,
                 float(rng.uniform(*c.dropout_loss)) * (rng.random() < c.dropout_share),
@@ -605,7 +610,9 @@ class Degradation:
             target = apply_response(target, sample_rate, *random_curve(*p.eq, low_hz=1000.0))
         for noise in (p.noise, p.rumble):
             if np.isfinite(noise[0]):
-                target = target + torch.from_numpy(coloured_noise(x.shape[-1], *noise))
+                background = torch.from_numpy(coloured_noise(x.shape[-1], *noise))
+                if noise is p.rumble or not p.noise_heard or _heard(background, target[0], sample_rate, p):
+                    target = target + background
         if p.file_bits:
             target = quantise(target, p.file_bits)
         narrow = target
@@ -619,6 +626,15 @@ class Degradation:
             narrow = drop_packets(narrow, sample_rate, *p.dropout)
         narrow, cutoff = _narrow(narrow, sample_rate, p)
         return narrow, target, cutoff * p.told
+
+
+def _heard(noise: Tensor, x: Tensor, sample_rate: int, p: Parameters) -> bool:
+    """Whether noise `(T,)` lies above the median of the spectrum of `x` `(T,)` in the octave below the cut-off."""
+    cutoff = codec_cutoff(p.filter, p.codec[1], p.codec[0], sample_rate) if p.filter in CODEC_SETTINGS else p.cutoff_hz
+    octave = slice(int(cutoff / 2 * x.shape[-1] / sample_rate), int(cutoff * x.shape[-1] / sample_rate) + 1)
+    window = torch.hann_window(x.shape[-1])
+    levels = [torch.fft.rfft(s * window)[octave].abs().median() for s in (noise, x)]
+    return bool(levels[0] > levels[1])
 
 
 def _narrow(x: Tensor, sample_rate: int, p: Parameters) -> tuple[Tensor, float]:

@@ -339,6 +339,27 @@ def test_a_target_stands_on_the_floor_of_its_file() -> None:
     assert not torch.equal(pair.input * 2**15, (pair.input * 2**15).round())
 
 
+@pytest.mark.parametrize(("level", "added"), [(-80.0, False), (-40.0, True)])
+def test_noise_is_added_where_the_known_band_has_it(level: float, added: bool) -> None:
+    rng, torch_rng = np.random.default_rng(5), torch.Generator().manual_seed(5)
+    x = 10 ** (-60 / 20) * torch.randn(3, 1, 24_000, generator=torch_rng)
+    noise = {"noise_share": 1.0, "noise_dbfs": (level, level), "noise_exponent": (0.0, 0.0), "rumble_share": 0.0}
+    plain = {"clean_share": 0.0, "equalise_share": 0.0, "gain_db": (0.0, 0.0), "noise_heard": True}
+    way = degrade.Degradation(degrade.Config(**noise, **plain))
+    target = way.apply(x, 48_000, way.sample(rng, 3)).target
+    power = 10 * (target - x).square().mean((1, 2)).log10()
+    assert torch.allclose(power, torch.full((3,), level), atol=0.1) if added else torch.equal(target, x)
+
+
+def test_noise_that_only_the_missing_band_shows_is_left_out() -> None:
+    x = dsp.band_limit(0.1 * torch.randn(1, 24_000, generator=torch.Generator().manual_seed(6)), 48_000, 6000.0)
+    noise = torch.from_numpy(degrade.coloured_noise(24_000, -50.0, 0.0, 7))
+    way = degrade.Degradation(degrade.Config(noise_share=1.0, clean_share=0.0))
+    p = way.sample(np.random.default_rng(1), 1)[0]
+    for cutoff, heard in ((4000.0, False), (15_000.0, True)):
+        assert degrade._heard(noise, x[0], 48_000, replace(p, filter="butter", cutoff_hz=cutoff)) is heard
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_quantisation_noise_is_white_and_of_the_level_of_its_step(bits: int) -> None:
     x = clips(1, 4 * SR)
