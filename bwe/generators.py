@@ -10,8 +10,8 @@ bandwidth extension network") with three things of its own:
   per sub-band scales the input's own content there (to lift a filter's skirt, or to cancel images and noise);
 * what the rectified input has in each sub-band (harmonics of the same pitch, or noise of the same envelope), whitened, is
   offered as a texture;
-* with `trend`, the straight line that the level follows over the last known octave is carried on, and the head says how far
-  it is to be believed: a network alone does not carry on a slope that is steeper than those of its training.
+* with `trend`, two guesses at the levels above the cut-off are made by rule, that their slope goes on and that they stay, and
+  the head says how far each is to be believed: a network alone does not carry on what is steeper or flatter than its training.
 
 The known band is not the network's business: `y = x + highpass(G(x) - x)`, or live, where both sides of the cut-off have
 filters of their own, `y = lowpass(x) + highpass(G(x))`.
@@ -73,7 +73,8 @@ class Config:
         air: microphones in the air that are heard beside the signal itself (a body microphone's, then), which add a keeping of
             their own content to each sub-band; only without `passthrough` and `causal`.
         features: of every frame, that scale and shift the bottleneck, see `fusion.FrameFeatures`.
-        trend: offer the level that the slope below the cut-off leads to, see `_Trend`; only with `passthrough`, not `causal`.
+        trend: offer what the level above the cut-off may be by the slope and the level below it, see `_Trend`; only with
+            `passthrough`, and not `causal`.
         causal: look only back, but for a short filter bank (`SEANet.latency`), so that a live signal can be extended.
     """
 
@@ -176,8 +177,10 @@ class _CutoffEmbedding(nn.Module):
 
 
 class _Trend(nn.Module):
-    """The level to which the slope below the cut-off leads: a least-squares line through the log-power of narrow bins over the
-    octave that ends 200 Hz below the cut-off, by octaves, as `baselines.SpectralBandReplication` has it.
+    """Two guesses at the level above the cut-off that need no learning: where the slope leads, and that it stays as it is.
+
+    The slope is that of a least-squares line through the log-power of narrow bins over the octave that ends 200 Hz below the
+    cut-off, by octaves, as `baselines.SpectralBandReplication` has it; what may stay is the mean over the last third of it.
 
     Bins rather than sub-bands, and logarithms before the mean: between partials the noise floor counts, as in LSD. They are
     those of a short Fourier transform of each sub-band, which costs next to nothing at its rate.
@@ -185,7 +188,7 @@ class _Trend(nn.Module):
 
     def __init__(self, sample_rate: int, bands: int) -> None:
         super().__init__()
-        self.bands, width = bands, sample_rate / (2 * bands)
+        width = sample_rate / (2 * bands)
         size = 4 * TREND_STEP
         bin = torch.arange(1, size // 2)
         angle = 2 * math.pi / size * bin[:, None] * torch.arange(size)
@@ -194,35 +197,43 @@ class _Trend(nn.Module):
         self.register_buffer("waves", torch.cat([angle.cos(), angle.sin()])[:, None] * window, persistent=False)
         self.waves: Tensor
         # Every other sub-band has its lowest frequency at the top.
-        inside = bin / (size // 2)
-        rising = torch.arange(bands)[:, None] % 2 == 0
-        hz = width * (torch.arange(bands)[:, None] + torch.where(rising, inside, 1 - inside))
+        inside, band = bin / (size // 2), torch.arange(bands)[:, None]
+        hz = width * (band + torch.where(band % 2 == 0, inside, 1 - inside))
         self.register_buffer("hz", hz.flatten(), persistent=False)
         self.hz: Tensor
+        self.register_buffer("ends", width * (torch.arange(bands) + 1), persistent=False)
+        self.ends: Tensor
         self.register_buffer("centre", (width * (torch.arange(bands) + 0.5)).log2(), persistent=False)
         self.centre: Tensor
 
-    def forward(self, bands: Tensor, cutoff_hz: Tensor) -> Tensor:
+    def forward(self, bands: Tensor, cutoff_hz: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, K, N)`, N a multiple of `TREND_STEP`, and the cut-offs `(B,)` in Hz -> the logarithm of the amplitude that each
-        sub-band would have on the line, `(B, K, N)`."""
+        sub-band would have on the line, and of the one that it has or, from the cut-off on, would have if the level stayed,
+        `(B, K, N)` each."""
         count, step = len(bands), TREND_STEP
         parts = F.conv1d(bands.flatten(0, 1)[:, None], self.waves, stride=step, padding=(4 * step - step) // 2)
         power = parts.square().unflatten(1, (2, -1)).sum(1)
-        level = (power + TREND_FLOOR**2).log().unflatten(0, (count, -1)).flatten(1, 2) / 2
-        top = cutoff_hz.float()[:, None] - 200.0
+        level = (power + TREND_FLOOR**2).log().unflatten(0, (count, -1)) / 2
+        own, level = level.mean(2), level.flatten(1, 2)
         # However low the cut-off, an octave of some bins.
-        top = top.clamp(min=400.0)
-        weight = ((self.hz >= top / 2) & (self.hz <= top)).to(level)
-        weight = weight / weight.sum(1, keepdim=True)
-        octave = self.hz.log2()
-        middle = (weight * octave).sum(1, keepdim=True)
-        ahead = weight * (octave - middle)
-        slope = (ahead[:, :, None] * level).sum(1) / (ahead * (octave - middle)).sum(1, keepdim=True)
-        mean = (weight[:, :, None] * level).sum(1)
+        top = (cutoff_hz.float()[:, None] - 200.0).clamp(min=400.0)
+        below = self.hz <= top
+        octave, third = (self._shares(below & (self.hz >= top / 2**part)) for part in (1.0, 1 / 3))
+        place = self.hz.log2()
+        middle = (octave * place).sum(1, keepdim=True)
+        ahead = octave * (place - middle)
+        slope = (ahead[:, :, None] * level).sum(1) / (ahead * (place - middle)).sum(1, keepdim=True)
         slope = F.avg_pool1d(slope, 2 * TREND_AROUND + 1, 1, TREND_AROUND, count_include_pad=False)
-        mean = F.avg_pool1d(mean, 5, 1, 2, count_include_pad=False)
-        line = mean[:, None] + slope[:, None] * (self.centre - middle)[:, :, None]
-        return _around(line.clamp(min=math.log(TREND_FLOOR)), step)
+        line = (octave[:, :, None] * level).sum(1)[:, None] + slope[:, None] * (self.centre - middle)[:, :, None]
+        stays = torch.where((self.ends <= top)[:, :, None], own, (third[:, :, None] * level).sum(1)[:, None])
+        guesses = F.avg_pool1d(torch.cat([line, stays], dim=1), 5, 1, 2, count_include_pad=False)
+        line, stays = _around(guesses.clamp(min=math.log(TREND_FLOOR)), step).chunk(2, dim=1)
+        return line, stays
+
+    def _shares(self, chosen: Tensor) -> Tensor:
+        """Weights that add up to 1 of the chosen bins `(B, F)`."""
+        chosen = chosen.to(self.hz)
+        return chosen / chosen.sum(1, keepdim=True)
 
 
 class Told(NamedTuple):
@@ -265,7 +276,7 @@ class SEANet(nn.Module):
         self.latency = self.delay + self.hop - 1 if c.causal else 0
         self.embedding = _CutoffEmbedding(c.conditioning) if c.conditioning else None
         told = max(1, c.conditioning)
-        inputs = c.bands * (2 * (1 + c.air) + c.excitation + c.trend)
+        inputs = c.bands * (2 * (1 + c.air) + c.excitation + 2 * c.trend)
         self.stem = conv(inputs, c.channels[0], 3)
         self.trend = _Trend(c.sample_rate, c.bands) if c.trend else None
         levels = range(len(c.strides))
@@ -284,11 +295,11 @@ class SEANet(nn.Module):
         if c.features:
             self.frames = fusion.FrameFeatures(c.sample_rate, self.hop, c.air, c.features)
             self.frame_film = fusion.FrameFilm(self.frames.size, width)
-        self.head = conv(c.channels[0], (3 + c.air + c.trend) * c.bands, 3, gain=0.1)
+        self.head = conv(c.channels[0], (3 + c.air + 2 * c.trend) * c.bands, 3, gain=0.1)
         with torch.no_grad():
             if c.trend:  # A warm start without one begins as it was, all but exactly: weights of 0 have no direction to learn.
-                self.stem.parametrizations.weight.original1[:, -c.bands :].mul_(1e-3)  # type: ignore[index,union-attr]
-                self.head.parametrizations.weight.original0[-c.bands :].mul_(1e-3)  # type: ignore[index,union-attr]
+                self.stem.parametrizations.weight.original1[:, -2 * c.bands :].mul_(1e-3)  # type: ignore[index,union-attr]
+                self.head.parametrizations.weight.original0[-2 * c.bands :].mul_(1e-3)  # type: ignore[index,union-attr]
             assert self.head.bias is not None
             self.head.bias[c.bands : 2 * c.bands] = -4.0
         self.texture_mix = nn.Parameter(torch.full((c.bands, 1), 1.0 if c.excitation else 0.0))
@@ -404,13 +415,11 @@ class SEANet(nn.Module):
         if c.excitation:
             excitation = white[1]
             features.insert(2, excitation)
-        line: Tensor | float = 0.0
+        guesses: list[Tensor] = []
         reference = (level[0].square().mean(dim=1, keepdim=True) - LEVEL_FLOOR**2).clamp(min=0).sqrt()
         if self.trend:
-            line = self.trend(content[0], told.splice)
-            features.append(line * LOG_LEVEL_SCALE + LOG_LEVEL_SHIFT)
-            # Relative to what the gain is relative to.
-            line = line - (reference + LEVEL_FLOOR).log()
+            guesses += self.trend(content[0], told.splice)
+            features += [guess * LOG_LEVEL_SCALE + LOG_LEVEL_SHIFT for guess in guesses]
         h = torch.cat(features, dim=1).unsqueeze(2).contiguous(memory_format=torch.channels_last)
         h = self.stem(h, causal)
         skips = []
@@ -426,10 +435,10 @@ class SEANet(nn.Module):
             h = up(activate(h), causal) + skip
             h = decoder(modulate(h, next(modulation)), causal)
         out = self.head(activate(h), causal).squeeze(2).float()
-        texture, log_gain, *kept = out.chunk(3 + c.air + c.trend, dim=1)
+        texture, log_gain, *kept = out.chunk(3 + c.air + 2 * c.trend, dim=1)
         texture = self._without_edges(texture)
-        if c.trend:
-            log_gain = log_gain + kept.pop() * line
+        for guess in reversed(guesses):
+            log_gain = log_gain + kept.pop() * (guess - (reference + LEVEL_FLOOR).log())
         gain = log_gain.clamp(max=LOG_GAIN_MAX).exp() * reference
         made = (texture + self.texture_mix * excitation) * gain
         for share, i in zip(kept, heard, strict=True):

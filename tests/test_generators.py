@@ -1,6 +1,7 @@
 """The SEANet generator: shapes, the known band, silence, receptive field, weight norm."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -234,11 +235,17 @@ def test_the_trend_is_where_the_slope_leads(db_per_octave: float, cutoff: float)
     model = tiny(trend=True)
     assert model.trend is not None
     narrow, whole = (model.pqmf.analysis(sloping(db_per_octave, hz)) for hz in (cutoff, None))
-    line = model.trend(narrow, torch.tensor([cutoff]))[0, :, 200:-200].mean(-1)
+    line, stays = (guess[0, :, 200:-200].mean(-1) for guess in model.trend(narrow, torch.tensor([cutoff])))
     level = whole[0, :, 200:-200].square().mean(-1).sqrt().log()
     above = slice(int(cutoff / 1000) + 1, 21)
     # The mean of a logarithm of noise is 2.5 dB below the logarithm of the mean.
     assert (8.686 * (level - line)[above] - 2.5).abs().max() < 2.5
+    known = slice(3, int((cutoff - 200) / 1000))  # below, a band has a slope within itself
+    assert torch.allclose(8.686 * (level - stays)[known], torch.tensor(2.5), atol=1.0)
+    centre = int(cutoff / 1000) + 0.5
+    edge = 8.686 * float(level[int(centre)]) - db_per_octave * math.log2(centre * 1000 / (0.85 * cutoff))
+    assert torch.allclose(stays[above], stays[above][0])
+    assert edge - 8.686 * float(stays[above][0]) == pytest.approx(2.5, abs=1.5)
 
 
 def test_a_head_that_believes_the_trend_carries_the_slope_on() -> None:
@@ -246,7 +253,7 @@ def test_a_head_that_believes_the_trend_carries_the_slope_on() -> None:
     bands = model.config.bands
     with torch.no_grad():
         model.head.bias[bands : 2 * bands] = 0.0
-        model.head.bias[-bands:] = 1.0
+        model.head.bias[-2 * bands : -bands] = 1.0
     levels = []
     for slope in (-6.0, -15.0):
         with torch.inference_mode():
