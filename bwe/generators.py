@@ -201,6 +201,8 @@ class _Trend(nn.Module):
         hz = width * (band + torch.where(band % 2 == 0, inside, 1 - inside))
         self.register_buffer("hz", hz.flatten(), persistent=False)
         self.hz: Tensor
+        # However low the cut-off, some bins have to be left.
+        self.lowest_hz = max(400.0, 8 * width / (size // 2))
         self.register_buffer("ends", width * (torch.arange(bands) + 1), persistent=False)
         self.ends: Tensor
         self.register_buffer("centre", (width * (torch.arange(bands) + 0.5)).log2(), persistent=False)
@@ -213,20 +215,20 @@ class _Trend(nn.Module):
         count, step = len(bands), TREND_STEP
         parts = F.conv1d(bands.flatten(0, 1)[:, None], self.waves, stride=step, padding=(4 * step - step) // 2)
         power = parts.square().unflatten(1, (2, -1)).sum(1)
-        level = (power + TREND_FLOOR**2).log().unflatten(0, (count, -1)) / 2
+        level = (power + TREND_FLOOR**2).log().unflatten(0, (count, -1))
         own, level = level.mean(2), level.flatten(1, 2)
-        # However low the cut-off, an octave of some bins.
-        top = (cutoff_hz.float()[:, None] - 200.0).clamp(min=400.0)
+        top = (cutoff_hz.float()[:, None] - 200.0).clamp(min=self.lowest_hz)
         below = self.hz <= top
         octave, third = (self._shares(below & (self.hz >= top / 2**part)) for part in (1.0, 1 / 3))
         place = self.hz.log2()
         middle = (octave * place).sum(1, keepdim=True)
         ahead = octave * (place - middle)
-        slope = (ahead[:, :, None] * level).sum(1) / (ahead * (place - middle)).sum(1, keepdim=True)
+        ahead = ahead / (ahead * (place - middle)).sum(1, keepdim=True)
+        mean, edge, slope = (torch.stack([octave, third, ahead], dim=1) @ level).split(1, dim=1)
         slope = F.avg_pool1d(slope, 2 * TREND_AROUND + 1, 1, TREND_AROUND, count_include_pad=False)
-        line = (octave[:, :, None] * level).sum(1)[:, None] + slope[:, None] * (self.centre - middle)[:, :, None]
-        stays = torch.where((self.ends <= top)[:, :, None], own, (third[:, :, None] * level).sum(1)[:, None])
-        guesses = F.avg_pool1d(torch.cat([line, stays], dim=1), 5, 1, 2, count_include_pad=False)
+        line = mean + slope * (self.centre - middle)[:, :, None]
+        stays = torch.where((self.ends <= top)[:, :, None], own, edge)
+        guesses = F.avg_pool1d(torch.cat([line, stays], dim=1), 5, 1, 2, count_include_pad=False) / 2  # power to amplitude
         line, stays = _around(guesses.clamp(min=math.log(TREND_FLOOR)), step).chunk(2, dim=1)
         return line, stays
 

@@ -265,6 +265,15 @@ def test_a_head_that_believes_the_trend_carries_the_slope_on() -> None:
         assert high - middle == pytest.approx(slope, abs=3)
 
 
+@pytest.mark.parametrize("bands", [2, 24])
+@pytest.mark.parametrize("cutoff", [-50.0, 0.0, 300.0, 1000.0, 23_999.0, 30_000.0])
+def test_a_trend_is_finite_at_any_cutoff(bands: int, cutoff: float) -> None:
+    model, x = tiny(trend=True, bands=bands), speechlike(10_000)
+    with torch.inference_mode():
+        assert torch.isfinite(model(x, torch.tensor([cutoff]))).all()
+        assert torch.isfinite(model(torch.zeros_like(x), torch.tensor([cutoff]))).all()
+
+
 def test_a_trend_begins_where_the_network_was() -> None:
     source, x, cutoff = tiny(), speechlike(20_000), torch.tensor([4000.0])
     torch.manual_seed(9)
