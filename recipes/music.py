@@ -4,7 +4,8 @@
 
 Three of ten crops are mixes of two to four recordings, since a folder of single instruments is no music. Starts from
 `speech-48k`, whose trunk is the same; `init=` starts from nothing. Released music ends between 18 and 20 kHz, and is taught to
-end there, mixes included; what ends below 13 kHz teaches nothing above.
+end there, mixes included; what ends below 13 kHz teaches nothing above. What falls to silence goes on falling: the generator
+is offered the trend, slopes are steep, noise is where the known band shows it, and the floor is that of a 16-bit file.
 """
 
 from bwe import data, degrade, discriminators, generators, train
@@ -28,16 +29,21 @@ def recipe() -> train.Recipe:
             # Steep and flat slopes, and floors of any colour: what the spectrum does below the cut-off goes on above it.
             clean_share=0.3,
             tilt_db=(-30.0, 10.0),
-            slope_db=(-5.0, 2.0),
+            slope_db=(-14.0, 2.0),
             noise_dbfs=(-95.0, -55.0),
-            noise_exponent=(-1.0, 2.0),
-            noise_share=0.5,
+            noise_exponent=(-0.5, 2.5),
+            noise_share=0.25,
+            noise_heard=True,
+            file_bits=16,
+            # Few soft filters, whose skirts look like a slope.
+            iir_share=0.25,
+            order=(4, 10),
             rumble_share=0.2,
             codec_share=0.12,
             codecs=("mp3",),
             shelf_share=0.08,
         ),
-        generator=generators.Config(sample_rate=44_100, bands=22),
+        generator=generators.Config(sample_rate=44_100, bands=22, trend=True),
         discriminators=discriminators.Config(bands=22, subset=4),
         optim=train.OptimConfig(lr=4e-4, discriminator_lr=5e-4),
         batch=8,
