@@ -714,7 +714,8 @@ def _conditions(filter: str, cutoffs: Sequence[float] | None, sr: int) -> list[C
     if filter in FILTERS:
         return [Condition(filter, hz) for hz in _cutoffs(cutoffs, sr)]
     name, bitrate = degrade.parse_codec(filter)
-    hz = degrade.codec_cutoff(name, bitrate, degrade.codec_rate(name, sr), sr)
+    # In whole Hz: rows, which are rounded, and conditions are told apart by it.
+    hz = float(round(degrade.codec_cutoff(name, bitrate, degrade.codec_rate(name, sr), sr)))
     if dsp.is_full_band(hz, sr):
         raise ConfigError(f"{filter} keeps the whole band at {sr} Hz: there is nothing to extend; give a lower bit rate")
     return [Condition(filter, hz)]

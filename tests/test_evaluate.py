@@ -184,6 +184,7 @@ def test_a_codec_is_a_filter_with_a_cutoff_of_its_own(recordings: Path) -> None:
     assert 7500 < second[1] < 9000  # LAME's low-pass for 32 kbit/s mono
     assert found.mean("lsd_lf", second[1], "input", "mp3:32k") > 0.05  # lossy below it, too
     assert found.mean("hf_bias", second[1], "input", "mp3:32k") < -15
+    assert str(found).count("\ninput ") == 2  # a table each
     with pytest.raises(ConfigError, match="codec 'mp3' needs a bit rate"):
         quickly([Untouched()], recordings, [3000], ["mp3"])
     with pytest.raises(ConfigError, match="mp3:320k keeps the whole band at 48000 Hz"):
