@@ -11,7 +11,7 @@ bandwidth extension network") with three things of its own:
 * what the rectified input has in each sub-band (harmonics of the same pitch, or noise of the same envelope), whitened, is
   offered as a texture;
 * with `trend`, two guesses at the levels above the cut-off are made by rule, that their slope goes on and that they stay, and
-  the head says how far each is to be believed: a network alone does not carry on what is steeper or flatter than its training.
+  the head says how far each is to be believed.
 
 The known band is not the network's business: `y = x + highpass(G(x) - x)`, or live, where both sides of the cut-off have
 filters of their own, `y = lowpass(x) + highpass(G(x))`.
