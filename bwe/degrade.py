@@ -234,7 +234,7 @@ class Parameters:
     `filter` is an IIR family, a resampler, a codec, "shelf" or "bone"; `noise`, `rumble` and `input_noise` are (level in dBFS,
     spectral exponent, seed), level `-inf` for none. `told` is the factor on the reported cut-off. `eq` is (standard deviation
     in dB, seed), `codec` (rate, bit rate), `dropout` (packet in s, probability of a loss, whether the last packet is repeated,
-    seed); a `clip_db`, `bits` or loss of 0 is none.
+    seed); a `clip_db`, `bits`, `file_bits` or loss of 0 is none.
     """
 
     filter: str
