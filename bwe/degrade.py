@@ -152,6 +152,7 @@ class Config:
         noise_share: share of clips with background noise in target and input alike.
         noise_heard: only where it is heard below the cut-off: above the median of the clip's own spectrum in the octave below
             it. Noise that cannot be known from the input teaches to make up noise.
+        noise_from_hz: only at cut-offs from here up.
         rumble_dbfs, rumble_share: the same of noise that falls by 6 to 12 dB an octave: handling, wind, ventilation.
         file_bits: width of PCM that target and input alike are rounded to, as most files are: the floor under every recording,
             which gain and equalisation have moved. 0: not.
@@ -186,6 +187,7 @@ class Config:
     noise_dbfs: tuple[float, float] = (-90.0, -55.0)
     noise_share: float = 0.75
     noise_heard: bool = False
+    noise_from_hz: float = 0.0
     rumble_dbfs: tuple[float, float] = (-70.0, -30.0)
     rumble_share: float = 0.6
     file_bits: int = 0
@@ -256,6 +258,7 @@ class Parameters:
     dropout: tuple[float, float, bool, int] = (0.0, 0.0, False, 0)
     file_bits: int = 0
     noise_heard: bool = False
+    noise_from_hz: float = 0.0
     body: Body | None = None
 
 
@@ -556,6 +559,7 @@ class Degradation:
             bits=int(rng.choice(c.quantise_bits)) * (rng.random() < c.quantise_share),
             file_bits=c.file_bits,
             noise_heard=c.noise_heard,
+            noise_from_hz=c.noise_from_hz,
             dropout=(
                 float(rng.uniform(*c.dropout_ms)) / 1000,
                 float(rng.uniform(*c.dropout_loss)) * (rng.random() < c.dropout_share),
@@ -611,7 +615,7 @@ class Degradation:
         for noise in (p.noise, p.rumble):
             if np.isfinite(noise[0]):
                 background = torch.from_numpy(coloured_noise(x.shape[-1], *noise))
-                if noise is p.rumble or not p.noise_heard or _heard(background, target[0], sample_rate, p):
+                if noise is p.rumble or _belongs(background, target[0], sample_rate, p):
                     target = target + background
         if p.file_bits:
             target = quantise(target, p.file_bits)
@@ -628,9 +632,12 @@ class Degradation:
         return narrow, target, cutoff * p.told
 
 
-def _heard(noise: Tensor, x: Tensor, sample_rate: int, p: Parameters) -> bool:
-    """Whether noise `(T,)` lies above the median of the spectrum of `x` `(T,)` in the octave below the cut-off."""
+def _belongs(noise: Tensor, x: Tensor, sample_rate: int, p: Parameters) -> bool:
+    """Whether `x` `(T,)` gets the noise `(T,)`: at this cut-off at all, and where it has to be heard, if it lies above the
+    median of the spectrum of `x` in the octave below the cut-off."""
     cutoff = codec_cutoff(p.filter, p.codec[1], p.codec[0], sample_rate) if p.filter in CODEC_SETTINGS else p.cutoff_hz
+    if cutoff < p.noise_from_hz or not p.noise_heard:
+        return cutoff >= p.noise_from_hz
     octave = slice(int(cutoff / 2 * x.shape[-1] / sample_rate), int(cutoff * x.shape[-1] / sample_rate) + 1)
     window = torch.hann_window(x.shape[-1])
     levels = [torch.fft.rfft(s * window)[octave].abs().median() for s in (noise, x)]

@@ -351,13 +351,23 @@ def test_noise_is_added_where_the_known_band_has_it(level: float, added: bool) -
     assert torch.allclose(power, torch.full((3,), level), atol=0.1) if added else torch.equal(target, x)
 
 
+@pytest.mark.parametrize(("family", "cutoff", "added"), [("butter", 4000, False), ("butter", 7000, True), ("mp3", 4000, True)])
+def test_noise_is_added_at_cut_offs_from_a_lowest_up(family: str, cutoff: int, added: bool) -> None:
+    x = torch.zeros(1, 1, 24_000)
+    way = degrade.Degradation(degrade.Config(noise_share=1.0, rumble_share=0.0, clean_share=0.0, noise_from_hz=6000.0))
+    p = way.sample(np.random.default_rng(2), 1)[0]
+    # What an MP3 keeps is decided by its rate, here 16 kHz and more.
+    target = way.apply(x, 48_000, [replace(p, filter=family, cutoff_hz=cutoff, codec=(44_100, 128))]).target
+    assert bool(target.any()) is added
+
+
 def test_noise_that_only_the_missing_band_shows_is_left_out() -> None:
     x = dsp.band_limit(0.1 * torch.randn(1, 24_000, generator=torch.Generator().manual_seed(6)), 48_000, 6000.0)
     noise = torch.from_numpy(degrade.coloured_noise(24_000, -50.0, 0.0, 7))
-    way = degrade.Degradation(degrade.Config(noise_share=1.0, clean_share=0.0))
+    way = degrade.Degradation(degrade.Config(noise_share=1.0, clean_share=0.0, noise_heard=True))
     p = way.sample(np.random.default_rng(1), 1)[0]
     for cutoff, heard in ((4000.0, False), (15_000.0, True)):
-        assert degrade._heard(noise, x[0], 48_000, replace(p, filter="butter", cutoff_hz=cutoff)) is heard
+        assert degrade._belongs(noise, x[0], 48_000, replace(p, filter="butter", cutoff_hz=cutoff)) is heard
 
 
 @pytest.mark.parametrize("bits", [8, 16])
