@@ -5,7 +5,8 @@
 Three of ten crops are mixes of two to four recordings, since a folder of single instruments is no music. Starts from
 `speech-48k`, whose trunk is the same; `init=` starts from nothing. Released music ends between 18 and 20 kHz, and is taught to
 end there, mixes included; what ends below 13 kHz teaches nothing above. What falls to silence goes on falling: the generator
-is offered the trend, slopes are steep, noise is where the known band shows it, and the floor is that of a 16-bit file.
+is offered the trend, slopes are steep, noise is where the known band shows it and the cut-off is high enough to tell hiss from
+music, and the floor is that of a 16-bit file.
 """
 
 from bwe import data, degrade, discriminators, generators, train
@@ -32,8 +33,9 @@ def recipe() -> train.Recipe:
             slope_db=(-14.0, 2.0),
             noise_dbfs=(-95.0, -55.0),
             noise_exponent=(-0.5, 2.5),
-            noise_share=0.25,
+            noise_share=0.2,
             noise_heard=True,
+            noise_from_hz=6_000.0,
             file_bits=16,
             # Few soft filters, whose skirts look like a slope.
             iir_share=0.25,
@@ -45,6 +47,8 @@ def recipe() -> train.Recipe:
         ),
         generator=generators.Config(sample_rate=44_100, bands=22, trend=True),
         discriminators=discriminators.Config(bands=22, subset=4),
+        # Without it log-spectra alone leave the fill 1 dB more too quiet.
+        losses=train.LossConfig(band_energy=3.0),
         optim=train.OptimConfig(lr=4e-4, discriminator_lr=5e-4),
         batch=8,
         whole_from=0.3,
