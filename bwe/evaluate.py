@@ -919,6 +919,9 @@ def _in_processes(task: _Task, todo: Mapping[int, _Recording], workers: int) -> 
                 del left[numbers[future]]
                 yield numbers[future], record
         except BrokenProcessPool:
+            # The pool terminates the others, which do not listen, and waits for them; one that waits for a lock that the dead
+            # one held would never end.
+            held.close()
             if workers == 1:
                 number = next(iter(left))
                 del left[number]

@@ -470,12 +470,15 @@ def test_a_script_stopped_half_way_goes_on_where_it_was(
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_takes_nothing_with_it(speech: Path, tiny_folder: Path) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_worker_that_dies_takes_nothing_with_it(speech: Path, tiny_folder: Path, after: int, which: int) -> None:
     struck: list[int] = []
 
     def strike(done: int, total: int) -> None:
-        if not struck:
-            victim = multiprocessing.active_children()[0]
+        # With one file to go one of the two waits for more, and holds the lock of the queue.
+        if done == after and not struck:
+            victim = multiprocessing.active_children()[which]
             struck.append(int(victim.pid or 0))
             victim.kill()
 
