@@ -919,20 +919,15 @@ def _in_processes(task: _Task, todo: Mapping[int, _Recording], workers: int) -> 
                 del left[numbers[future]]
                 yield numbers[future], record
         except BrokenProcessPool:
-            # The pool terminates the others, which do not listen, and waits for them; one that waits for a lock that the dead
-            # one held would never end.
-            held.close()
             if workers == 1:
                 number = next(iter(left))
                 del left[number]
                 yield number, _Record(skipped="the process that measured it was killed; is there enough memory?")
             workers = 1
-        except BaseException:
-            held.close()
-            raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            # First, since the pool waits for all of them, and one that waits for a lock that a killed one held never ends.
             held.close()
+            pool.shutdown(cancel_futures=True)
             lifeline.close()
 
 
