@@ -152,7 +152,7 @@ class Config:
         noise_share: share of clips with background noise in target and input alike.
         noise_heard: only where it is heard below the cut-off: above the median of the clip's own spectrum in the octave below
             it. Noise that cannot be known from the input teaches to make up noise.
-        noise_from_hz: only at cut-offs from here up.
+        noise_from_hz: only at cut-offs from here up; of a codec, at its own.
         rumble_dbfs, rumble_share: the same of noise that falls by 6 to 12 dB an octave: handling, wind, ventilation.
         file_bits: width of PCM that target and input alike are rounded to, as most files are: the floor under every recording,
             which gain and equalisation have moved. 0: not.
@@ -612,11 +612,12 @@ class Degradation:
             target = equalise(target, sample_rate, p.tilt_db, p.slope_db)
         if p.eq[0]:
             target = apply_response(target, sample_rate, *random_curve(*p.eq, low_hz=1000.0))
-        for noise in (p.noise, p.rumble):
-            if np.isfinite(noise[0]):
-                background = torch.from_numpy(coloured_noise(x.shape[-1], *noise))
-                if noise is p.rumble or _belongs(background, target[0], sample_rate, p):
-                    target = target + background
+        if np.isfinite(p.noise[0]):
+            noise = torch.from_numpy(coloured_noise(x.shape[-1], *p.noise))
+            if _belongs(noise, target[0], sample_rate, p):
+                target = target + noise
+        if np.isfinite(p.rumble[0]):
+            target = target + torch.from_numpy(coloured_noise(x.shape[-1], *p.rumble))
         if p.file_bits:
             target = quantise(target, p.file_bits)
         narrow = target
@@ -635,26 +636,35 @@ class Degradation:
 def _belongs(noise: Tensor, x: Tensor, sample_rate: int, p: Parameters) -> bool:
     """Whether `x` `(T,)` gets the noise `(T,)`: at this cut-off at all, and where it has to be heard, if it lies above the
     median of the spectrum of `x` in the octave below the cut-off."""
-    cutoff = codec_cutoff(p.filter, p.codec[1], p.codec[0], sample_rate) if p.filter in CODEC_SETTINGS else p.cutoff_hz
-    if cutoff < p.noise_from_hz or not p.noise_heard:
-        return cutoff >= p.noise_from_hz
+    cutoff = _cutoff(sample_rate, p)
+    if cutoff < p.noise_from_hz:
+        return False
+    if not p.noise_heard:
+        return True
     octave = slice(int(cutoff / 2 * x.shape[-1] / sample_rate), int(cutoff * x.shape[-1] / sample_rate) + 1)
     window = torch.hann_window(x.shape[-1])
     levels = [torch.fft.rfft(s * window)[octave].abs().median() for s in (noise, x)]
     return bool(levels[0] > levels[1])
 
 
+def _cutoff(sample_rate: int, p: Parameters) -> float:
+    """Where the known band ends in Hz, but for a resampler, which may put it lower."""
+    if p.filter in CODEC_SETTINGS:
+        rate, bitrate = p.codec
+        return codec_cutoff(p.filter, bitrate, rate, sample_rate)
+    return min(p.cutoff_hz, 0.49 * sample_rate)
+
+
 def _narrow(x: Tensor, sample_rate: int, p: Parameters) -> tuple[Tensor, float]:
     """`(1, T)` without its highs, same shape, and where the known band ends in Hz."""
-    cutoff = min(p.cutoff_hz, 0.49 * sample_rate)
+    cutoff = _cutoff(sample_rate, p)
     if p.body is not None:
         return _through_body(x, sample_rate, cutoff, p.body), cutoff
     if p.filter == "shelf":
         return dsp.band_limit(x, sample_rate, cutoff + _SHELF_WIDTH_HZ / 2, _SHELF_WIDTH_HZ), cutoff
     if p.filter in CODEC_SETTINGS:
         rate, bitrate = p.codec
-        name: codecs.Codec = p.filter
-        return codec(x, sample_rate, name, bitrate, rate), codec_cutoff(name, bitrate, rate, sample_rate)
+        return codec(x, sample_rate, p.filter, bitrate, rate), cutoff
     if p.filter in dsp.FILTER_FAMILIES:
         filtered = dsp.lowpass(
             x.numpy().astype(np.float64), sample_rate, cutoff, p.filter, p.order, p.ripple_db, p.attenuation_db

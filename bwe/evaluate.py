@@ -925,7 +925,7 @@ def _in_processes(task: _Task, todo: Mapping[int, _Recording], workers: int) -> 
                 yield number, _Record(skipped="the process that measured it was killed; is there enough memory?")
             workers = 1
         finally:
-            # First, since the pool waits for all of them, and one that waits for a lock that a killed one held never ends.
+            # Before the pool, which waits for all of them: one that waits for a lock that a killed one held never ends.
             held.close()
             pool.shutdown(cancel_futures=True)
             lifeline.close()

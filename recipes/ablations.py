@@ -6,9 +6,9 @@
 treats all arms alike. Of the speech recipe at 48 kHz, arms named rec-… learn from reconstruction losses alone and arms named
 gan-… go on from `rec` against discriminators. Arms named field-… ask at 16 kHz what the field asks, from random weights (a
 folder packed with `bwe prepare --rate 16000`), and also tell how far they were on the way. Those named music-… ask what it is
-worth to start from a shipped model of speech, whether F0 stability should weigh the losses, and what the trend is worth (a
-folder of music packed at 44.1 kHz). A finished arm is not trained again. Prints one row a finished arm, the figures of the two
-cut-offs side by side.
+worth to start from a shipped model of speech, whether F0 stability should weigh the losses, and what the trend is worth and
+noise that is heard (a folder of music packed at 44.1 kHz). A finished arm is not trained again. Prints one row a finished arm,
+the figures of the two cut-offs side by side.
 """
 
 import argparse
