@@ -113,7 +113,7 @@ def clips(root: str | os.PathLike[str], cls: str | None = None, split: str | Non
     found = [clip for clip in found if split is None or clip.split == split]
     if not found:
         of_split = f" of split {split!r}" if split else ""
-        hint = "; splits are of speakers (folders), or the column 'split' of a manifest.csv" if split else ""
+        hint = "; splits are of speakers (folders, two at least), or the column 'split' of a manifest.csv" if split else ""
         raise ConfigError(f"{folder}: no recordings{of_split}{hint}; is it the right folder?")
     return found
 
@@ -198,11 +198,15 @@ def pairs(
     return kept
 
 
-def speaker_split(all_clips: Sequence[_AnyClip], valid: float = 0.05, test: float = 0.05, seed: int = 0) -> list[_AnyClip]:
-    """Assigns "train", "valid" and "test" by speaker: nobody is heard in two of them. Shares count speakers."""
+def speaker_split(
+    all_clips: Sequence[_AnyClip], valid: float = 0.05, test: float = 0.05, seed: int = 0, fewest_valid: int = 0
+) -> list[_AnyClip]:
+    """Assigns "train", "valid" and "test" by speaker: nobody is heard in two of them. Shares count speakers; for validation
+    there are `fewest_valid` at least, as far as one is left to train on."""
     speakers = sorted({c.speaker for c in all_clips})
     order = np.random.default_rng(seed).permutation(len(speakers))
-    n_valid, n_test = round(valid * len(speakers)), round(test * len(speakers))
+    n_valid = max(round(valid * len(speakers)), min(fewest_valid, len(speakers) - 1))
+    n_test = round(test * len(speakers))
     names = ["valid"] * n_valid + ["test"] * n_test + ["train"] * (len(speakers) - n_valid - n_test)
     split = {speakers[i]: name for i, name in zip(order, names, strict=True)}
     return [replace(c, split=split[c.speaker]) for c in all_clips]
@@ -361,7 +365,8 @@ def _fma_tracks(table: Path) -> dict[int, tuple[str, str]]:
 
 
 def _every_file(folder: Path, _: str | None) -> list[Clip]:
-    return speaker_split([Clip(path=str(file), speaker=file.parent.name) for file in _audio(folder)])
+    # A few folders of one's own are enough to tune a model, and nothing is trained without validation.
+    return speaker_split([Clip(path=str(file), speaker=file.parent.name) for file in _audio(folder)], fewest_valid=1)
 
 
 # In this order; the first that does not return None is what the folder is.

@@ -47,15 +47,24 @@ def test_folders_are_speakers_and_splits_never_share_one(tmp_path: Path, write: 
     for name in ("anna/0.flac", "anna/1.wav", "bert/0.mp3"):
         write(name)
     (tmp_path / "bert" / "notes.txt").write_text("no audio")
-    assert names(corpora.clips(tmp_path), tmp_path) == {
-        "anna/0.flac": ("anna", "train"), "anna/1.wav": ("anna", "train"), "bert/0.mp3": ("bert", "train"),
-    }  # fmt: skip
+    found = names(corpora.clips(tmp_path), tmp_path)
+    split = {path: split for path, (_, split) in found.items()}
+    assert [speaker for speaker, _ in found.values()] == [path.partition("/")[0] for path in found]
+    assert split["anna/0.flac"] == split["anna/1.wav"] != split["bert/0.mp3"]
+    assert set(split.values()) == {"train", "valid"}  # of two, one to train on
     many = [corpora.Clip(path=f"{i}.wav", speaker=f"s{i % 50}") for i in range(200)]
-    split = corpora.speaker_split(many, valid=0.1, test=0.1, seed=1)
-    by_split = {name: {c.speaker for c in split if c.split == name} for name in ("train", "valid", "test")}
+    shared = corpora.speaker_split(many, valid=0.1, test=0.1, seed=1)
+    by_split = {name: {c.speaker for c in shared if c.split == name} for name in ("train", "valid", "test")}
     assert [len(by_split[name]) for name in ("train", "valid", "test")] == [40, 5, 5]
     assert sum(len(s) for s in by_split.values()) == len(set.union(*by_split.values()))
-    assert split == corpora.speaker_split(many, valid=0.1, test=0.1, seed=1)
+    assert shared == corpora.speaker_split(many, valid=0.1, test=0.1, seed=1)
+
+
+def test_one_folder_alone_cannot_be_split(tmp_path: Path, write: Write) -> None:
+    write("anna/0.flac")
+    assert len(corpora.clips(tmp_path, split="train")) == 1
+    with pytest.raises(ConfigError, match=r"no recordings of split 'valid'; splits are of speakers \(folders, two at least\)"):
+        corpora.clips(tmp_path, split="valid")
 
 
 def test_manifest_is_filtered(tmp_path: Path) -> None:
